@@ -1,0 +1,98 @@
+"""Words and exit codes: what each command takes, prints and returns. Must not know how any of them works."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import aop_proxy
+from aop_proxy import files, flags, schema
+from aop_proxy.listeners import BindError
+from aop_proxy.log import Log, open_descriptor
+from aop_proxy.model import Bundle, ConfigurationError, Problem
+from aop_proxy.workers import ExitCode, Parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    parsed = _parser().parse_args(arguments)
+    os.environ.pop("SSLKEYLOGFILE", None)  # OpenSSL 3.5 and newer may read it by itself
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    try:
+        return command(parsed)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"aop-proxy: {_named(problem, parsed)}", file=sys.stderr)
+        return ExitCode.BAD_CONFIGURATION
+    except BindError as error:
+        print(f"aop-proxy: {error}", file=sys.stderr)
+        return ExitCode.CANNOT_BIND
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aop-proxy", description=aop_proxy.__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {aop_proxy.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="serve until told to stop (SIGTERM drains, SIGHUP reloads)")
+    flags.add_arguments(run)
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="say everything that is wrong with a configuration; opens no port")
+    flags.add_arguments(check)
+    check.add_argument("--schema", action="store_true", help="print the JSON Schema of the configuration file instead")
+    check.set_defaults(command=_check)
+
+    demo = commands.add_parser("demo", help="throw-away certificates, a backend, and five kinds of visitor")
+    demo.add_argument("--once", action="store_true", help="exit after the table: 0 if all five came out right")
+    demo.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="default: a free port")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _named(problem: Problem, arguments: argparse.Namespace) -> Problem:
+    """The problem as the user wrote the thing: by key of the file, or by flag."""
+    return problem if arguments.config is not None else flags.by_flag(problem)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    def load() -> Bundle:
+        return files.read_bundle(flags.load_arguments(arguments))
+
+    bundle = load()
+    descriptor = open_descriptor()
+    log = Log(bundle.settings.log, descriptor)
+    return asyncio.run(Parent(load, bundle, log, descriptor).run())
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from aop_proxy import snapshot, tls  # here, since the parent of `run` is to stay free of them
+
+    if arguments.schema:
+        print(json.dumps(schema.json_schema(), indent=2))
+        return 0
+    try:
+        settings = flags.load_arguments(arguments)
+        bundle = files.read_bundle(settings)
+        key_log = None
+        if settings.refusal == "page":
+            try:
+                key_log = tls.KeyLog()
+            except OSError:
+                key_log = None
+        advice: tuple[Problem, ...] = snapshot.build(bundle, 1, key_log).advice
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(_named(problem, arguments))
+        return ExitCode.BAD_CONFIGURATION
+    for one in advice:
+        print(f"advice: {_named(one, arguments)}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from aop_proxy import demo  # here, since the parent of `run` is to stay free of what it needs
+
+    return demo.run(arguments.listen, once=arguments.once)

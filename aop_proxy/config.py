@@ -1,0 +1,208 @@
+"""Plain text by key -> frozen settings, or *every* problem with its path.
+
+Knows the rules between keys, and how a mistake is put into words. Must not know what certificates mean, sockets, or
+the event loop; reads the one file it is told to, and never the environment.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from aop_proxy import model, notation
+from aop_proxy.document import Location, parse_document, path_of
+from aop_proxy.files import read_file
+from aop_proxy.model import ConfigurationError, Problem, Settings
+from aop_proxy.notation import quoted
+from aop_proxy.schema import ClientsPart, ConfigurationPart, ListenPart, SitePart, UpstreamPart, as_list, keys
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def load_file(path: str) -> Settings:
+    """Load a YAML file; ConfigurationError with everything that is wrong with it."""
+    try:
+        content = read_file(path)
+    except ValueError as error:
+        raise ConfigurationError(Problem("--config", str(error))) from None
+    document, problems = parse_document(content)
+    return load(document, os.path.dirname(os.path.abspath(path)), problems)
+
+
+def load(document: object, directory: str, problems: Sequence[Problem] = ()) -> Settings:
+    """Settings from mappings, lists and text, relative paths starting in `directory`.
+
+    `problems` are those that reading the document has already shown.
+    """
+    found = [*problems, *_between_keys(document, directory)]
+    try:
+        configuration = ConfigurationPart.model_validate(document, context=directory)
+    except ValidationError as error:
+        of_keys = [_problem(details, document) for details in error.errors(include_url=False)]
+        raise ConfigurationError(*of_keys, *found) from None
+    if found:
+        raise ConfigurationError(*found)
+    return _settings(configuration)
+
+
+def _settings(configuration: ConfigurationPart) -> Settings:
+    log = configuration.log
+    return Settings(
+        listen=tuple(entry.address for entry in configuration.listen),
+        sites=tuple(_site(site) for site in configuration.sites),
+        refusal=configuration.refusal,
+        unknown_hosts=configuration.unknown_hosts,
+        workers=configuration.workers,
+        timeouts=model.Timeouts(**dict(configuration.timeouts)),
+        limits=model.Limits(**dict(configuration.limits)),
+        log=model.Log(None if log.format == "auto" else log.format, log.level, log.refusals_per_second),
+        user=configuration.user,
+    )
+
+
+def _site(site: SitePart) -> model.Site:
+    return model.Site(
+        certificate=site.certificate,
+        private_key=site.private_key or site.certificate,
+        upstream=tuple(entry.url for entry in site.upstream),
+        hosts=tuple(site.hosts),
+        private_key_password_file=site.private_key_password_file,
+        alpn=tuple(site.alpn),
+        clients=_clients(site.clients),
+        dial=model.Dial(site.dial),
+    )
+
+
+def _clients(clients: ClientsPart) -> model.Clients:
+    return model.Clients(tuple(clients.ca), tuple(clients.crl), frozenset(clients.fingerprints), tuple(clients.names))
+
+
+def _problem(details: ErrorDetails, document: object) -> Problem:
+    return Problem(path_of(_as_written(details["loc"], document)), _sentence(details))
+
+
+def _as_written(location: Location, document: object) -> Location:
+    """Leave out the steps that only the written-out form of a shorthand has."""
+    written: list[str | int] = []
+    for step in location:
+        if isinstance(document, list) and isinstance(step, int):
+            document = document[step]
+        elif isinstance(document, dict) and isinstance(step, str):
+            document = document.get(step)
+        else:
+            continue
+        written.append(step)
+    return tuple(written)
+
+
+def _sentence(details: ErrorDetails) -> str:
+    """One of pydantic's errors in our words."""
+    value, context = details["input"], details.get("ctx", {})
+    match details["type"]:
+        case "value_error":
+            return str(context["error"])
+        case "missing":
+            return f"is missing: give {_purpose(details['loc'])}"
+        case "extra_forbidden":
+            return _unknown_key(details["loc"])
+        case "literal_error":
+            return f"{quoted(value)} is not known here: write {context['expected'].replace(chr(39), '`')}"
+        case "too_short":
+            return "is an empty list: name at least one or leave it out"
+        case "list_type" | "model_type" if value is None:
+            return "has no value: give one or leave it out"
+        case "list_type":
+            return f"must be a list, not {quoted(value)}: write each item after a dash, or all in brackets"
+        case "model_type":
+            return f"must be a mapping, not {quoted(value)}: write keys with their values"
+        case _:
+            return f"{quoted(value)} is not possible here: {details['msg']}"
+
+
+def _names(location: Location) -> tuple[str, ...]:
+    return tuple(step for step in location if isinstance(step, str))
+
+
+def _purpose(location: Location) -> str:
+    """What a key is for, as the schema describes it, up to the semicolon."""
+    description = next(field.description for path, field in keys() if path == _names(location)) or ""
+    return description[0].lower() + description.partition(";")[0][1:]
+
+
+def _unknown_key(location: Location) -> str:
+    *above, key = _names(location)
+    known = [path[-1] for path, _ in keys() if [*path[:-1]] == above]
+    if nearest := difflib.get_close_matches(key, known, n=1):
+        return f"is not a known key: did you mean `{nearest[0]}`?"
+    return f"is not a known key: those known here are {', '.join(known)}"
+
+
+def _between_keys(document: object, directory: str) -> Iterator[Problem]:
+    """What is wrong between keys; values that are wrong by themselves are reported elsewhere and passed over here."""
+    if isinstance(document, dict):
+        yield from _same_address_twice(document)
+        sites = [(index, site) for index, site in _items(document, "sites") if isinstance(site, dict)]
+        yield from _same_host_twice(sites)
+        yield from _shared_upstreams(sites, directory)
+
+
+def _items(mapping: dict[str, object], key: str) -> list[tuple[int, object]]:
+    value = mapping.get(key)
+    return list(enumerate(value)) if isinstance(value, list) else []
+
+
+def _if_right(parse: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
+    try:
+        return parse(*arguments, **options)
+    except ValueError:
+        return None
+
+
+def _same_address_twice(document: dict[str, object]) -> Iterator[Problem]:
+    first: dict[model.Listen, int] = {}
+    for index, entry in _items(document, "listen"):
+        part = _if_right(ListenPart.model_validate, entry)
+        if part and part.address.port and first.setdefault(part.address, index) != index:
+            yield Problem(f"listen[{index}]", f"is the same address as listen[{first[part.address]}]: keep one")
+
+
+def _same_host_twice(sites: list[tuple[int, dict[str, object]]]) -> Iterator[Problem]:
+    """Among host names, None stands for any name."""
+    first: dict[str | None, str] = {}
+    for index, site in sites:
+        if "hosts" not in site:
+            path = f"sites[{index}].hosts"
+            if first.setdefault(None, path) != path:
+                yield Problem(path, f"is left out, as {first[None]} is: only one site can be the one for any name")
+        for number, text in _items(site, "hosts"):
+            path = f"sites[{index}].hosts[{number}]"
+            name = _if_right(notation.host, text) if isinstance(text, str) else None
+            if name and first.setdefault(name, path) != path:
+                yield Problem(path, f"{quoted(name)} is listed in {first[name]} already: keep one")
+
+
+def _shared_upstreams(sites: list[tuple[int, dict[str, object]]], directory: str) -> Iterator[Problem]:
+    """Bytes are relayed unread, so whoever one site lets in may send another site's Host header to a shared backend."""
+    first: dict[tuple[str, int, str], tuple[int, object]] = {}
+    for index, site in sites:
+        clients = _if_right(ClientsPart.model_validate, site.get("clients", {}), context=directory)
+        accepted = clients and {key: set(values) for key, values in clients}
+        for entry in as_list(site.get("upstream", [])):
+            part = _if_right(UpstreamPart.model_validate, entry)
+            if not part or not accepted:
+                continue
+            url = part.url
+            backend = ("localhost" if url.host in _LOOPBACK else url.host, url.port, url.path)
+            other, accepted_there = first.setdefault(backend, (index, accepted))
+            if accepted != accepted_there:
+                sentence = (
+                    f"{url.url} is the backend of sites[{other}] too, which accepts other clients, so a Host header"
+                    " would walk past the stricter of the two: give both the same clients, or each its own backend"
+                )
+                yield Problem(f"sites[{index}].upstream", sentence)

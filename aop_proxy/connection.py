@@ -1,0 +1,326 @@
+"""One client, from accept to its record: the order of events, and nothing of how any step works.
+
+accept -> [first bytes -> name -> handshake] under one deadline -> identity -> policy -> a page, or first byte ->
+dial -> relay -> exactly one record. No byte of a client's reaches `dial` before `_judge` has let it pass.
+"""
+
+import asyncio
+import contextlib
+import random
+import re
+import socket
+import ssl
+import traceback
+from typing import TYPE_CHECKING
+
+from aop_proxy import pages
+from aop_proxy.farewell import Buffer, seal_farewell
+from aop_proxy.identity import UnreadableCertificate, read_identity
+from aop_proxy.model import Dial
+from aop_proxy.reasons import Reason
+from aop_proxy.relay import Relay
+from aop_proxy.snapshot import Gate, Snapshot
+from aop_proxy.telemetry import ConnectionRecord
+from aop_proxy.tls import UNRECOGNIZED_NAME_ALERT, Accepted, NameReader, Refused, TlsSession
+from aop_proxy.upstream import dial
+
+if TYPE_CHECKING:
+    from aop_proxy.server import Server
+
+TLS_HANDSHAKE_RECORD = b"\x16"
+MAX_LINGER_BYTES = 64 * 1024 * 1024
+"""What a client that was turned away may still send before it is reset, so that it reads its page first. Throwing
+bytes away costs next to nothing, and the deadline (`timeouts.linger`) is the real bound."""
+_HTTP_METHOD = re.compile(rb"[A-Z]{1,32} ")
+_START_OF_METHOD = re.compile(rb"[A-Z]{1,32}")
+_SILENCE = Refused(Reason.CLIENT_SILENT, None, b"")
+_GARBAGE = Refused(Reason.HANDSHAKE_FAILED, None, b"")
+
+
+class Connection:
+    """One client's connection."""
+
+    __slots__ = (
+        "_fd", "_gate", "_loop", "_reading", "_relay", "_server", "_snapshot", "_socket", "_task", "_waiter",
+        "ended_by_us", "heard", "record", "waiting_since",
+    )  # fmt: skip
+
+    def __init__(self, server: "Server", client: socket.socket, address: str) -> None:
+        """Take an accepted non-blocking socket, to be closed when `serve` ends."""
+        self._server = server
+        self._snapshot: Snapshot = server.snapshot
+        self._socket = client
+        self._fd = client.fileno()
+        self._loop = server.loop
+        self._waiter: asyncio.Future[None] | None = None
+        self._reading = False
+        self._relay: Relay | None = None
+        self._gate: Gate = self._snapshot.gates[0]
+        self.heard = 0
+        """Bytes received before the handshake was over."""
+        self.ended_by_us: Reason | None = None
+        self.waiting_since: float | None = None
+        """When an accepted client began to wait for its first byte; None while it is not waiting."""
+        self.record = ConnectionRecord(
+            client=address,
+            reference=f"{random.getrandbits(32):08x}",
+            started=self._loop.time(),
+            generation=self._snapshot.generation,
+        )
+        self._task = self._loop.create_task(self.serve())
+
+    async def serve(self) -> None:
+        """Serve the client to its end. Never raises; closes the socket, tells the server, writes the record."""
+        try:
+            self.record.reason = await self._walk()
+        except asyncio.CancelledError:
+            self.record.reason = self.ended_by_us or Reason.INTERNAL_ERROR
+        except OSError:
+            self.record.reason = Reason.CLIENT_RESET
+        except Exception:  # noqa: BLE001 - a bug costs one connection, and is told in full
+            self.record.reason = Reason.INTERNAL_ERROR
+            self._server.log.event("error", "internal_error", traceback=traceback.format_exc()[-2000:])
+        self._stop_reading()
+        self._socket.close()
+        self._server.forget(self)
+
+    def end(self, reason: Reason) -> None:
+        """End the connection now, whatever it is doing."""
+        self.ended_by_us = reason
+        if self._relay is not None:
+            self._relay.stop(reason)
+        else:
+            self._task.cancel()
+
+    def idle_since(self) -> float | None:
+        """When the client, accepted and with nothing owed to it, was last heard or spoken to; None while it is busy."""
+        if self._relay is None:
+            return self.waiting_since
+        return self._relay.active_at if self._relay.upstream_spoke_last else None
+
+    def active_at(self) -> float | None:
+        """When anything last moved, once the client's bytes are forwarded."""
+        return self._relay.active_at if self._relay is not None else self.waiting_since
+
+    async def _walk(self) -> Reason:
+        timeouts = self._snapshot.settings.timeouts
+        try:
+            async with asyncio.timeout(timeouts.handshake):
+                outcome = await self._shake_hands()
+        except TimeoutError:
+            return Reason.HANDSHAKE_TIMEOUT if self.heard else Reason.CLIENT_SILENT
+        if isinstance(outcome, Refused):
+            return await self._turn_away(outcome)
+        session = outcome.session
+        refusal = self._judge(outcome)
+        if refusal is not None:
+            return await self._explain(session, refusal)
+        first = await self._first_plaintext(session)
+        if first is None:
+            return Reason.CLOSED
+        upstream = await dial(self._loop, self._gate.site.upstream, timeouts.connect)
+        if isinstance(upstream, Reason):
+            return await self._explain(session, upstream)
+        end, address = upstream
+        self.record.upstream = address.url
+        with end:
+            return await self._forward(session, end, first)
+
+    async def _shake_hands(self) -> Accepted | Refused:
+        """From the first byte to a verified certificate, or to the refusal that OpenSSL decided."""
+        seen = bytes(await self._receive_handshake())
+        if seen[:1] != TLS_HANDSHAKE_RECORD:
+            return await self._answer_in_clear(seen) if seen else _SILENCE
+        name_context = self._snapshot.name_reading_context
+        if name_context is not None:
+            reader = NameReader(name_context)
+            fresh: Buffer = seen
+            while not reader.feed(fresh):
+                fresh = await self._receive_handshake()
+                if not fresh:
+                    return _GARBAGE
+            seen = bytes(reader.seen)
+            self.record.sni = reader.server_name
+            index = self._snapshot.hosts.find(reader.server_name)
+            if index is not None:
+                self._gate = self._snapshot.gates[index]
+            elif self._snapshot.settings.unknown_hosts == "reject":
+                return Refused(Reason.UNKNOWN_HOST, None, UNRECOGNIZED_NAME_ALERT)
+        session = TlsSession(self._gate.context, self._snapshot.quiet_context, self._snapshot.key_log)
+        outcome = session.handshake(seen)
+        while outcome is None:
+            await self._send(session.take_output())
+            fresh = await self._receive_handshake()
+            if not fresh:
+                return _GARBAGE
+            outcome = session.handshake(fresh)
+        self._take_note(session, outcome)
+        return outcome
+
+    async def _answer_in_clear(self, seen: bytes) -> Refused:
+        """Tell plain HTTP, which gets a page in clear, from garbage, which gets nothing."""
+        while not _HTTP_METHOD.match(seen):
+            if not _START_OF_METHOD.fullmatch(seen):
+                return _GARBAGE
+            fresh = await self._receive_handshake()
+            if not fresh:
+                return _GARBAGE
+            seen += fresh
+        return Refused(Reason.PLAIN_HTTP, None, pages.page(Reason.PLAIN_HTTP, self.record.reference))
+
+    def _take_note(self, session: TlsSession, outcome: Accepted | Refused) -> None:
+        record = self.record
+        record.sni = record.sni or session.server_name
+        record.cipher = outcome.cipher
+        record.tls_version = "TLSv1.3" if outcome.cipher else None
+        record.certificate = outcome.certificate
+
+    def _judge(self, accepted: Accepted) -> Reason | None:
+        """Decide about a client whose certificate OpenSSL has verified: None lets it pass."""
+        self._quick_ack()
+        if not self._server.admit(self):
+            return Reason.TOO_MANY_CONNECTIONS
+        if self._snapshot.hosts.find(self.record.sni) is None:
+            return Reason.UNKNOWN_HOST
+        self.record.site = self._gate.name
+        try:
+            identity = read_identity(accepted.certificate)
+        except UnreadableCertificate:
+            return Reason.BAD_CERTIFICATE
+        return self._gate.rules.decide(identity)
+
+    async def _first_plaintext(self, session: TlsSession) -> bytes | None:
+        """Wait for the client to say something, so that an idle connection holds no backend; None if it leaves."""
+        plaintext = self._server.buffers.plaintext
+        ciphertext = memoryview(b"")
+        self.waiting_since = self._loop.time()
+        try:
+            await self._send(session.take_output())
+            while True:
+                try:
+                    filled = session.decrypt(ciphertext, plaintext)
+                except ssl.SSLError:
+                    await self._send(session.take_output())
+                    raise ConnectionResetError from None
+                first = bytes(plaintext[:filled])
+                await self._send(session.take_output())
+                if first or self._gate.site.dial is Dial.EAGER:
+                    return first
+                if session.client_ended:
+                    return None
+                ciphertext = await self._receive(self._server.buffers.ciphertext)
+                if not ciphertext:
+                    return None
+        finally:
+            self.waiting_since = None
+
+    async def _forward(self, session: TlsSession, end: socket.socket, first: bytes) -> Reason:
+        self._stop_reading()
+        relay = self._relay = Relay(self._loop, self._server.buffers, session, self._socket, end)
+        relay.start(first)
+        reason = await relay.finished
+        self.record.bytes_from_client = relay.bytes_from_client
+        self.record.bytes_from_upstream = relay.bytes_from_upstream
+        self._relay = None
+        if relay.client_may_be_sending:
+            await self._linger()
+        return reason
+
+    async def _turn_away(self, refused: Refused) -> Reason:
+        """Say why in a sealed page if that is allowed, else with OpenSSL's alert; one of the two, never both."""
+        farewell = refused.output
+        if refused.sealing is not None:
+            page = pages.page(refused.reason, self.record.reference)
+            farewell = seal_farewell(refused.sealing.secret, refused.sealing.suite, page)
+            refused.sealing.secret[:] = bytes(len(refused.sealing.secret))
+        if farewell:
+            await self._last_words(farewell)
+        return refused.reason
+
+    async def _explain(self, session: TlsSession, reason: Reason) -> Reason:
+        """Send a page on a live session whose client is not served, and read nothing more of it."""
+        page = session.encrypt(memoryview(pages.page(reason, self.record.reference)))
+        session.close_notify()
+        await self._last_words(b"".join(page) + session.take_output())
+        return reason
+
+    async def _last_words(self, farewell: bytes) -> None:
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(self._snapshot.settings.timeouts.linger):
+                await self._send(farewell)
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Half-close and throw away what still comes: closing on unread bytes would reset what the client reads."""
+        with contextlib.suppress(TimeoutError, OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            discarded = 0
+            async with asyncio.timeout(self._snapshot.settings.timeouts.linger):
+                while discarded < MAX_LINGER_BYTES:
+                    length = len(await self._receive(self._server.buffers.ciphertext))
+                    if not length:
+                        return
+                    discarded += length
+
+    # Waiting for the client's socket.
+
+    async def _receive_handshake(self) -> memoryview:
+        """What the client sent before its handshake is over; empty at its end, and where its allowance ends."""
+        allowance = self._snapshot.settings.limits.handshake_bytes - self.heard
+        received = await self._receive(self._server.buffers.ciphertext[:allowance])
+        if not self.heard:
+            self._server.note_heard(self)
+        self.heard += len(received)
+        return received
+
+    async def _receive(self, buffer: memoryview) -> memoryview:
+        """What the client sent, in a buffer of the worker's (valid until the next await); empty at the client's end."""
+        while buffer:
+            try:
+                return buffer[: self._socket.recv_into(buffer)]
+            except BlockingIOError:
+                await self._readable()
+        return buffer
+
+    async def _send(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                await self._writable()
+
+    async def _readable(self) -> None:
+        if not self._reading:
+            self._loop.add_reader(self._fd, self._wake)
+            self._reading = True
+        await self._wait()
+
+    async def _writable(self) -> None:
+        self._loop.add_writer(self._fd, self._wake)
+        try:
+            await self._wait()
+        finally:
+            self._loop.remove_writer(self._fd)
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is None:  # nobody waits: the next to wait will ask again
+            self._stop_reading()
+        elif not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._loop.remove_reader(self._fd)
+            self._reading = False
+
+    def _quick_ack(self) -> None:
+        """Acknowledge at once what we will not answer at once: a client with Nagle on waits 40 ms for it otherwise."""
+        if hasattr(socket, "TCP_QUICKACK"):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

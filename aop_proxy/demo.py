@@ -1,0 +1,248 @@
+"""The demonstration: throw-away certificates, a backend of its own, the real proxy, and five kinds of visitor.
+
+Everything lives in a temporary directory and on loopback, and goes when it ends. Must not know how the proxy works: it
+starts `aop-proxy run` as anyone would, and asks it as anyone could.
+"""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from rich.console import Console
+from rich.table import Table
+
+PATIENCE = 20.0
+"""Seconds until something that should have happened counts as failed."""
+_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+class _Issued(NamedTuple):
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+class _Visitor(NamedTuple):
+    name: str
+    credentials: str | None
+    """Stem of its files, None for no certificate."""
+    encrypted: bool
+    expected: int
+    expected_sentence: str
+
+
+_VISITORS = (
+    _Visitor("no certificate", None, True, 400, "No required SSL certificate was sent"),
+    _Visitor("self-signed certificate", "self_signed", True, 400, "The SSL certificate error"),
+    _Visitor("expired certificate", "expired", True, 400, "The SSL certificate error"),
+    _Visitor("plain HTTP", None, False, 400, "The plain HTTP request was sent to HTTPS port"),
+    _Visitor("Cloudflare-like certificate", "client", True, 200, "Hello from the backend"),
+)
+
+
+def run(listen: str, *, once: bool) -> int:
+    """Run the demonstration; 0 if every visitor saw what it should."""
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="aop-proxy-demo-") as directory, _backend() as port:
+        _make_certificates(Path(directory))
+        with _proxy(listen, directory, port) as address:
+            console.print(f"\n[bold]aop-proxy[/bold] listens on {address}, in front of http://127.0.0.1:{port}\n")
+            all_right = _ask_all(console, address, Path(directory))
+            if not once:
+                _show_commands(console, address, directory)
+                _wait_for_the_end()
+    return 0 if all_right else 1
+
+
+def _ask_all(console: Console, address: str, directory: Path) -> bool:
+    table = Table("Visitor", "Answer", "In words", "")
+    all_right = True
+    for visitor in _VISITORS:
+        status, sentence = _ask(visitor, address, directory)
+        right = status == visitor.expected and visitor.expected_sentence in sentence
+        all_right &= right
+        table.add_row(visitor.name, str(status), sentence, "[green]right[/green]" if right else "[red]WRONG[/red]")
+    console.print(table)
+    return all_right
+
+
+def _ask(visitor: _Visitor, address: str, directory: Path) -> tuple[int, str]:
+    """Ask for / as a visitor; the status and the sentence of the answer."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), PATIENCE) as end:
+        if visitor.encrypted:
+            context = ssl.create_default_context(cafile=str(directory / "server.pem"))
+            if visitor.credentials is not None:
+                context.load_cert_chain(
+                    directory / f"{visitor.credentials}.pem", directory / f"{visitor.credentials}.key"
+                )
+            end = context.wrap_socket(end, server_hostname="localhost")  # noqa: PLW2901 - the same connection, encrypted
+        answer = b""
+        with contextlib.suppress(OSError):
+            end.sendall(_REQUEST)
+            while data := end.recv(4096):
+                answer += data
+        end.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    words = head.split(b" ", 2)
+    status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    text = body.decode("utf-8", "replace")
+    title = text.partition("<title>")[2].partition("</title>")[0]
+    return status, (title.partition(" ")[2] if title else text.strip()) or "no answer"
+
+
+def _show_commands(console: Console, address: str, directory: str) -> None:
+    curl = f"curl --cacert {directory}/server.pem"
+    host, _, port = address.rpartition(":")
+    console.print("\nTry it yourself:\n")
+    for line in (
+        f"{curl} https://localhost:{port}/",
+        f"{curl} --cert {directory}/client.pem --key {directory}/client.key https://localhost:{port}/",
+        f"curl http://{host}:{port}/",
+    ):
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
+    console.print("\nCtrl-C ends it.")
+
+
+def _wait_for_the_end() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+@contextlib.contextmanager
+def _proxy(listen: str, directory: str, port: int) -> Iterator[str]:
+    """The proxy as a process of its own; its real address."""
+    command = [
+        sys.executable, "-m", "aop_proxy", "run", "--listen", listen, "--workers", "1", "--log-format", "json",
+        "--certificate", f"{directory}/server.pem", "--private-key", f"{directory}/server.key",
+        "--client-ca", f"{directory}/ca.pem", "--upstream", f"http://127.0.0.1:{port}",
+    ]  # fmt: skip
+    # Found again wherever this program was started from; Ctrl-C is for us, and we tell it.
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root]))}
+    with subprocess.Popen(  # noqa: S603 - this very program
+        command, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    ) as process:
+        log = process.stderr
+        if log is None:
+            raise RuntimeError("the proxy has no log")
+        try:
+            yield _address_in(log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _address_in(log: IO[bytes]) -> str:
+    """Read the proxy's log up to its address, then let the rest run off."""
+    said = []
+    for line in log:
+        said.append(line.decode("utf-8", "replace"))
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if event.get("event") == "listening":
+                threading.Thread(target=log.read, daemon=True).start()
+                return str(event["addresses"][0])
+    raise SystemExit("the proxy did not start:\n" + "".join(said))
+
+
+class _Backend(http.server.BaseHTTPRequestHandler):
+    """Answers every GET in one sentence. Knows nothing of TLS or certificates."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer."""
+        body = b"Hello from the backend\n"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent: the table is what there is to see."""
+
+
+@contextlib.contextmanager
+def _backend() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Backend) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _make_certificates(directory: Path) -> None:
+    """A CA that plays Cloudflare's, a client's certificate of it and an expired one, a self-signed one, the server's."""
+    day = timedelta(days=1)
+    authority = _issue("demo origin-pull CA", None, -day, day, authority=True)
+    for stem, issued in {
+        "ca": authority,
+        "client": _issue("demo edge", authority, -day, day),
+        "expired": _issue("demo edge, long ago", authority, -2 * day, -day),
+        "self_signed": _issue("a stranger", None, -day, day),
+        "server": _issue("localhost", None, -day, day, server=True),
+    }.items():
+        (directory / f"{stem}.pem").write_bytes(issued.certificate.public_bytes(serialization.Encoding.PEM))
+        key = directory / f"{stem}.key"
+        key.touch(0o600)
+        key.write_bytes(
+            issued.key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+
+
+def _issue(
+    name: str,
+    issuer: _Issued | None,
+    start: timedelta,
+    end: timedelta,
+    *,
+    authority: bool = False,
+    server: bool = False,
+) -> _Issued:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + start)
+        .not_valid_after(now + end)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+    )
+    if not authority:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    if server:
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
+        builder = builder.add_extension(names, critical=False)
+    return _Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)

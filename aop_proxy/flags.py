@@ -1,0 +1,111 @@
+"""Flags -> the same settings as a file makes, and problems named by flag.
+
+Every flag is derived from a key: the words of its path without `sites`, those of mappings and lists in the singular.
+So `sites[0].clients.ca` is `--client-ca`, and `timeouts.idle` is `--timeout-idle`. A list's flag may be repeated.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from aop_proxy.config import load, load_file
+from aop_proxy.document import Location, path_of
+from aop_proxy.model import ConfigurationError, Problem, Settings
+from aop_proxy.schema import ONE_OR_MORE, ConfigurationPart, Part, Shorthand, part_of
+
+
+class _Flag(NamedTuple):
+    name: str
+    location: Location
+    field: FieldInfo
+
+    @property
+    def destination(self) -> str:
+        return self.name.removeprefix("--").replace("-", "_")
+
+    @property
+    def repeatable(self) -> bool:
+        return get_origin(self.field.annotation) is list and ONE_OR_MORE not in self.field.metadata
+
+
+def _flags(part: type[Part], words: str = "-", above: Location = ()) -> Iterator[_Flag]:
+    for key, field in part.model_fields.items():
+        is_list = get_origin(field.annotation) is list
+        inner = part_of(field)
+        word = key.replace("_", "-")
+        singular = f"{words}-{word.removesuffix('s')}"
+        if inner is None or issubclass(inner, Shorthand):
+            yield _Flag(singular if is_list else f"{words}-{word}", (*above, key), field)
+        elif is_list:
+            yield from _flags(inner, words, (*above, key, 0))
+        else:
+            yield from _flags(inner, singular, (*above, key))
+
+
+_FLAGS = tuple(_flags(ConfigurationPart))
+_BY_KEY = {path_of(flag.location): flag.name for flag in _FLAGS}
+_LAST_INDEX = re.compile(r"\[[0-9]+\]$")
+_ITEM = re.compile(f"({'|'.join(map(re.escape, _BY_KEY))})(?=\\[[0-9]+\\])")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config` and the flags that may stand in its place."""
+    group = parser.add_argument_group("configuration", "a file, or flags in its place")
+    group.add_argument("--config", metavar="FILE", help="YAML file with the configuration")
+    for flag in _FLAGS:
+        group.add_argument(
+            flag.name,
+            dest=flag.destination,
+            action="append" if flag.repeatable else "store",
+            metavar=_metavar(flag.field),
+            help=_help(flag.field),
+        )
+
+
+def _metavar(field: FieldInfo) -> str:
+    inner = field.annotation if get_origin(field.annotation) is Literal else None
+    return "|".join(get_args(inner)) if inner else "VALUE"
+
+
+def _help(field: FieldInfo) -> str:
+    default = " ".join(field.default) if isinstance(field.default, list) else field.default
+    shown = f" (default: {default})" if default and isinstance(default, str) else ""
+    return f"{field.description}{shown}".replace("%", "%%")
+
+
+def load_arguments(arguments: argparse.Namespace) -> Settings:
+    """Load `--config` or the flags; ConfigurationError with everything that is wrong, named by flag."""
+    given = [(flag, value) for flag in _FLAGS if (value := getattr(arguments, flag.destination, None)) is not None]
+    if arguments.config is not None:
+        if given:
+            names = ", ".join(flag.name for flag, _ in given)
+            raise ConfigurationError(Problem("--config", f"cannot stand beside {names}: write those into the file"))
+        return load_file(arguments.config)
+    if not given:
+        required = ", ".join(flag.name for flag in _FLAGS if flag.field.is_required())
+        raise ConfigurationError(Problem("", f"nothing is configured: give --config FILE, or at least {required}"))
+    document: dict[str, Any] = {"sites": [{}]}
+    for flag, value in given:
+        _put(document, flag.location, value)
+    try:
+        return load(document, os.getcwd())
+    except ConfigurationError as error:
+        raise ConfigurationError(*map(by_flag, error.problems)) from None
+
+
+def _put(document: Any, location: Location, value: object) -> None:
+    *above, key = location
+    for step in above:
+        document = document[step] if isinstance(step, int) else document.setdefault(step, {})
+    document[key] = value
+
+
+def by_flag(problem: Problem) -> Problem:
+    """The same problem, named by flag, also where its sentence points at another item of the list."""
+    key = _LAST_INDEX.sub("", problem.path)
+    path = _BY_KEY[key] + problem.path[len(key) :] if key in _BY_KEY else problem.path
+    return Problem(path, _ITEM.sub(lambda item: _BY_KEY[item[1]], problem.sentence))

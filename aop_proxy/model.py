@@ -1,0 +1,139 @@
+"""What the operator asked for, as plain frozen values.
+
+In: nothing. Out: the shapes that configuration is loaded into and that workers are handed. Every path is absolute,
+every duration is in seconds, every size in bytes. Standard library only: workers import this, not the loader.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+CLOUDFLARE = "cloudflare"
+"""In `clients.ca`: Cloudflare's shared origin-pull CA, which ships with this package."""
+
+
+class Dial(StrEnum):
+    """When the backend is dialled."""
+
+    FIRST_BYTE = "first_byte"
+    EAGER = "eager"
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One address to listen on. IPv6 sockets are V6ONLY; port 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Which client certificates a site accepts: any of the CAs, then narrowed by the rules that are set."""
+
+    ca: tuple[str, ...] = (CLOUDFLARE,)
+    crl: tuple[str, ...] = ()
+    fingerprints: frozenset[str] = frozenset()
+    """SHA-256 of the leaf, 64 lower-case hexadecimal digits."""
+    names: tuple[str, ...] = ()
+    """DNS or URI SAN, or CN; lower case for DNS names; exact or `*.` wildcard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One backend address: `host` and `port`, or `path` of a unix socket."""
+
+    url: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A set of host names with one certificate, one set of accepted clients and one backend."""
+
+    certificate: str
+    private_key: str
+    upstream: tuple[Upstream, ...]
+    hosts: tuple[str, ...] = ()
+    """Lower case, no trailing dot; exact or `*.` wildcard; empty means any name."""
+    private_key_password_file: str | None = None
+    alpn: tuple[str, ...] = ("http/1.1",)
+    clients: Clients = field(default_factory=Clients)
+    dial: Dial = Dial.FIRST_BYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Deadlines in seconds."""
+
+    handshake: float = 10.0
+    connect: float = 5.0
+    idle: float = 3600.0
+    linger: float = 2.0
+    drain: float = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds per worker. None means: derived from the descriptor limit."""
+
+    connections: int | None = None
+    unauthenticated: int | None = None
+    handshake_bytes: int = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """How to log. `format` None means: text on a terminal, else JSON."""
+
+    format: Literal["text", "json"] | None = None
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    refusals_per_second: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole configuration."""
+
+    listen: tuple[Listen, ...]
+    sites: tuple[Site, ...]
+    refusal: Literal["page", "alert"] = "page"
+    unknown_hosts: Literal["page", "reject"] = "page"
+    workers: int | None = None
+    """None means: one per usable CPU."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    limits: Limits = field(default_factory=Limits)
+    log: Log = field(default_factory=Log)
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A configuration with the content of every file it names: all that a worker needs to start or reload."""
+
+    settings: Settings
+    files: Mapping[str, bytes]
+    """Content by the name used in the settings; `cloudflare` is one of them when a site lists it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where (`sites[0].clients.ca[1]`) and a sentence that says what to do."""
+
+    path: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.sentence}" if self.path else self.sentence
+
+
+class ConfigurationError(Exception):
+    """A configuration that cannot be used, with everything that is wrong with it."""
+
+    def __init__(self, *problems: Problem) -> None:
+        """Take the problems."""
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems

@@ -1,0 +1,86 @@
+"""What is allowed: a server name and an identity -> allowed, or the `Reason` it is not.
+
+In: values. Out: values. Rules only ever narrow what OpenSSL has already accepted: nothing here can let in a client
+that verification refused, since it is asked only about those that passed. Must not know TLS or HTTP.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aop_proxy.identity import Identity
+from aop_proxy.model import Clients
+from aop_proxy.reasons import Reason
+
+_LDH_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
+MAX_NAME = 253
+"""RFC 1035 section 2.3.4: 255 octets on the wire, 253 as text."""
+
+
+def normalise_host(name: str | None) -> str | None:
+    """Lower case, without the trailing dot; None for whatever is not a host name of letters, digits and hyphens."""
+    if not name or len(name) > MAX_NAME + 1 or not name.isascii():
+        return None
+    name = name.lower().removesuffix(".")
+    return name if _LDH_NAME.fullmatch(name) else None
+
+
+def wildcard_of(name: str) -> str:
+    """`*.` and the parent of a name: the one wildcard that can match it (RFC 6125 section 6.4.3, one whole label)."""
+    return "*." + name.partition(".")[2]
+
+
+class HostTable:
+    """Server name -> index of the site that lists it."""
+
+    def __init__(self, hosts_of_sites: Iterable[Iterable[str]]) -> None:
+        """Take each site's `hosts`; a site without any is for every name that no other lists."""
+        self._sites: dict[str, int] = {}
+        self._for_any_name: int | None = None
+        for index, hosts in enumerate(hosts_of_sites):
+            names = list(hosts)
+            self._sites.update((name, index) for name in names)
+            if not names:
+                self._for_any_name = index
+
+    def find(self, server_name: str | None) -> int | None:
+        """Find the site for a name as the client sent it (None: it sent none); None if no site is for it."""
+        host = normalise_host(server_name)
+        if host is not None:
+            for name in (host, wildcard_of(host)):
+                if name in self._sites:
+                    return self._sites[name]
+        return self._for_any_name
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a site asks of a verified certificate beyond its CA. Each rule that is not empty must be met."""
+
+    fingerprints: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, clients: Clients) -> "Rules":
+        """Take the rules out of a site's `clients`."""
+        return cls(clients.fingerprints, frozenset(name if "://" in name else name.lower() for name in clients.names))
+
+    def decide(self, identity: Identity) -> Reason | None:
+        """None if the identity may pass, else why not."""
+        if self.fingerprints and identity.fingerprint not in self.fingerprints:
+            return Reason.IDENTITY_NOT_ALLOWED
+        if self.names and not any(self._lists(name) for name in _claimed_names(identity)):
+            return Reason.IDENTITY_NOT_ALLOWED
+        return None
+
+    def _lists(self, name: str) -> bool:
+        return name in self.names or ("://" not in name and wildcard_of(name) in self.names)
+
+
+def _claimed_names(identity: Identity) -> Iterable[str]:
+    """Every name a certificate is good for. A wildcard in a *client's* certificate names no one: it is left out."""
+    for name in (*identity.dns_names, *identity.common_names):
+        host = normalise_host(name)
+        if host is not None:
+            yield host
+    yield from identity.uris

@@ -1,0 +1,61 @@
+"""The closed set of words for how a connection ended, and whose doing each is.
+
+The same words stand in the log, the metrics and the documentation. This file knows no step that produces them.
+"""
+
+from enum import StrEnum
+from typing import Self
+
+
+class Verdict(StrEnum):
+    """What became of a connection."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    """Our decision, before any byte was forwarded."""
+    FAILED = "failed"
+    """The network's or a peer's doing."""
+
+
+class Reason(StrEnum):
+    """Why a connection ended."""
+
+    verdict: Verdict
+
+    def __new__(cls, word: str, verdict: Verdict) -> Self:
+        """Make the member a plain string that also carries its verdict."""
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.verdict = verdict
+        return member
+
+    CLOSED = "closed", Verdict.ACCEPTED
+    IDLE_TIMEOUT = "idle_timeout", Verdict.ACCEPTED
+    DRAINED = "drained", Verdict.ACCEPTED
+
+    NO_CERTIFICATE = "no_certificate", Verdict.REFUSED
+    UNKNOWN_CA = "unknown_ca", Verdict.REFUSED
+    SELF_SIGNED = "self_signed", Verdict.REFUSED
+    EXPIRED = "expired", Verdict.REFUSED
+    NOT_YET_VALID = "not_yet_valid", Verdict.REFUSED
+    WRONG_PURPOSE = "wrong_purpose", Verdict.REFUSED
+    REVOKED = "revoked", Verdict.REFUSED
+    REVOCATION_UNKNOWN = "revocation_unknown", Verdict.REFUSED
+    BAD_SIGNATURE = "bad_signature", Verdict.REFUSED
+    WEAK_CERTIFICATE = "weak_certificate", Verdict.REFUSED
+    BAD_CERTIFICATE = "bad_certificate", Verdict.REFUSED
+    IDENTITY_NOT_ALLOWED = "identity_not_allowed", Verdict.REFUSED
+    UNKNOWN_HOST = "unknown_host", Verdict.REFUSED
+    PLAIN_HTTP = "plain_http", Verdict.REFUSED
+    TLS_VERSION = "tls_version", Verdict.REFUSED
+    TOO_MANY_CONNECTIONS = "too_many_connections", Verdict.REFUSED
+
+    HANDSHAKE_TIMEOUT = "handshake_timeout", Verdict.FAILED
+    HANDSHAKE_FAILED = "handshake_failed", Verdict.FAILED
+    UPSTREAM_UNREACHABLE = "upstream_unreachable", Verdict.FAILED
+    UPSTREAM_TIMEOUT = "upstream_timeout", Verdict.FAILED
+    DRAIN_TIMEOUT = "drain_timeout", Verdict.FAILED
+    CLIENT_RESET = "client_reset", Verdict.FAILED
+    UPSTREAM_RESET = "upstream_reset", Verdict.FAILED
+    CLIENT_SILENT = "client_silent", Verdict.FAILED
+    INTERNAL_ERROR = "internal_error", Verdict.FAILED

@@ -1,0 +1,341 @@
+"""The forwarding loop: plaintext both ways between one accepted TLS session and one upstream socket.
+
+How a chunk travels up: `recv_into` one buffer of the worker's (kernel -> ciphertext), a memoryview of it into OpenSSL's
+BIO (copied), `SSL_read` into the other buffer (decrypted), `send` of a memoryview of that. Down: `recv_into` (kernel ->
+plaintext), a memoryview into `SSL_write` (encrypted into the BIO), out of the BIO as one bytes object per record,
+`sendmsg` of all of them. No Python object is made per chunk on the way up, and bytes are copied in user space only by
+OpenSSL's BIOs, and where a peer is slower than the other: what it did not take is kept, and the other is not read until
+it has taken it. So at most one buffer's worth per direction is ever held.
+
+Half-close passes: close_notify or FIN of the client's becomes a FIN upstream, the upstream's FIN becomes a close_notify
+and a FIN. A reset passes as a reset. Must not know policy, configuration or metrics.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import socket
+import ssl
+import struct
+import termios
+from collections.abc import Sequence
+
+from aop_proxy.reasons import Reason
+from aop_proxy.tls import MAX_RECORD_PLAINTEXT, TlsSession
+
+RECEIVE = 256 * 1024
+"""Bytes read from a socket at a time; bounds what one connection does in one turn of the loop."""
+MAX_UNASKED = 64 * 1024
+"""Bytes of answers to a client's KeyUpdates that may wait for that client to read them."""
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Buffers:
+    """A worker's two buffers. Every relay uses them, and none keeps anything in them across a turn of the loop."""
+
+    def __init__(self) -> None:
+        """Allocate them."""
+        self.ciphertext = memoryview(bytearray(RECEIVE))
+        # Everything fed is decrypted at once, so it must hold that and one record that was waiting for its end.
+        self.plaintext = memoryview(bytearray(RECEIVE + 2 * MAX_RECORD_PLAINTEXT))
+
+
+class Relay:
+    """Forwards between a client and an upstream until both directions have ended; `finished` then says why."""
+
+    __slots__ = (
+        "_buffers", "_client", "_client_backlog", "_client_ended", "_client_recv_into", "_client_send", "_decrypt",
+        "_encrypt", "_loop", "_session", "_unasked", "_upstream", "_upstream_backlog", "_upstream_broken",
+        "_upstream_ended", "_upstream_recv_into", "_upstream_send", "_upstream_takes_no_more", "active_at",
+        "bytes_from_client", "bytes_from_upstream", "client_may_be_sending", "finished", "upstream_spoke_last",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        buffers: Buffers,
+        session: TlsSession,
+        client: socket.socket,
+        upstream: socket.socket,
+    ) -> None:
+        """Take two connected non-blocking sockets and an accepted session; the caller closes the sockets at the end."""
+        self._loop = loop
+        self._buffers = buffers
+        self._session = session
+        self._client = client
+        self._upstream = upstream
+        # Looking a method up costs as much as calling it, and these are called for every chunk.
+        self._client_recv_into = client.recv_into
+        self._client_send = client.send
+        self._upstream_recv_into = upstream.recv_into
+        self._upstream_send = upstream.send
+        self._decrypt = session.decrypt
+        self._encrypt = session.encrypt
+        self._client_backlog = b""
+        self._upstream_backlog = b""
+        self._unasked = 0
+        self._client_ended = False
+        self._upstream_ended = False
+        self._upstream_broken = False
+        self._upstream_takes_no_more = False
+        self.bytes_from_client = 0
+        self.bytes_from_upstream = 0
+        self.active_at = loop.time()
+        self.upstream_spoke_last = False
+        self.client_may_be_sending = False
+        """At the end: bytes may still come, and closing on them would destroy what the client is to read."""
+        self.finished: asyncio.Future[Reason] = loop.create_future()
+
+    def start(self, plaintext: bytes) -> None:
+        """Begin with what was already decrypted."""
+        self._loop.add_reader(self._upstream.fileno(), self._upstream_readable)
+        if plaintext:
+            self.bytes_from_client += len(plaintext)
+            self._send_upstream(memoryview(plaintext))
+        if self._session.client_ended:
+            self._end_client()
+        elif not self._upstream_backlog and not self._upstream_takes_no_more:
+            self._loop.add_reader(self._client.fileno(), self._client_readable)
+
+    def stop(self, reason: Reason) -> None:
+        """End now: a truthful close_notify and FIN to the client, a FIN to the upstream."""
+        if not self._upstream_ended:
+            self._end_upstream()
+        self._finish(reason)
+
+    # Client to upstream.
+
+    def _client_readable(self) -> None:
+        buffers = self._buffers
+        try:
+            received = self._client_recv_into(buffers.ciphertext)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._reset_both(Reason.CLIENT_RESET)
+            return
+        self.active_at = self._loop.time()
+        self.upstream_spoke_last = False
+        if not received:
+            self._end_client()
+            return
+        session = self._session
+        try:
+            filled = self._decrypt(buffers.ciphertext[:received], buffers.plaintext)
+        except ssl.SSLError:
+            self._break_client()
+            return
+        if session.output_pending:
+            self._answer_client()
+        if filled:
+            self.bytes_from_client += filled
+            self._send_upstream(buffers.plaintext[:filled])
+        if session.client_ended:
+            self._end_client()
+
+    def _send_upstream(self, data: memoryview) -> None:
+        if self._upstream_takes_no_more or self.finished.done():
+            return
+        try:
+            sent = self._upstream_send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._stop_sending_upstream(error)
+            return
+        if sent < len(data):
+            self._upstream_backlog = bytes(data[sent:])
+            self._loop.remove_reader(self._client.fileno())
+            self._loop.add_writer(self._upstream.fileno(), self._upstream_writable)
+
+    def _upstream_writable(self) -> None:
+        try:
+            sent = self._upstream_send(self._upstream_backlog)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._stop_sending_upstream(error)
+            return
+        self.active_at = self._loop.time()
+        self._upstream_backlog = self._upstream_backlog[sent:]
+        if self._upstream_backlog:
+            return
+        self._loop.remove_writer(self._upstream.fileno())
+        if self._client_ended:
+            self._shut_down(self._upstream)
+        else:
+            self._loop.add_reader(self._client.fileno(), self._client_readable)
+
+    def _stop_sending_upstream(self, error: OSError) -> None:
+        """The upstream takes no more, but may have answered already: that answer is still delivered.
+
+        EPIPE means that its FIN came before its RST, so that its answer is whole; any other error is consumed here,
+        and the end of what it sent will look like a FIN although it was none.
+        """
+        self._upstream_broken = not isinstance(error, BrokenPipeError)
+        self._upstream_takes_no_more = True
+        self._upstream_backlog = b""
+        self._loop.remove_writer(self._upstream.fileno())
+        self._loop.remove_reader(self._client.fileno())
+        if self._upstream_ended:
+            self._finish_if_delivered()
+
+    def _end_client(self) -> None:
+        """The client sends no more, by close_notify or by FIN: say the same to the upstream, behind what it is owed."""
+        if self.finished.done():
+            return
+        self._client_ended = True
+        self._loop.remove_reader(self._client.fileno())
+        if not self._upstream_backlog:
+            self._shut_down(self._upstream)
+        if self._upstream_ended:
+            self._finish_if_delivered()
+
+    def _break_client(self) -> None:
+        """The client broke the TLS protocol: OpenSSL's alert goes out, and the upstream learns that this is no end."""
+        with contextlib.suppress(OSError):
+            self._client_send(self._session.take_output())
+        self._reset_both(Reason.CLIENT_RESET)
+
+    def _answer_client(self) -> None:
+        """Send what OpenSSL answers by itself while it reads: KeyUpdates (RFC 8446 section 4.6.3)."""
+        answer = self._session.take_output()
+        self._unasked += len(answer) if self._client_backlog else 0
+        if self._unasked > MAX_UNASKED:
+            self._reset_both(Reason.CLIENT_RESET)
+        else:
+            self._send_client([answer])
+
+    # Upstream to client.
+
+    def _upstream_readable(self) -> None:
+        plaintext = self._buffers.plaintext
+        try:
+            received = self._upstream_recv_into(plaintext, RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._upstream_broken = True
+            received = 0
+        self.active_at = self._loop.time()
+        self.upstream_spoke_last = True
+        if not received:
+            self._end_upstream()
+            return
+        self.bytes_from_upstream += received
+        try:
+            records = self._encrypt(plaintext[:received])
+        except ssl.SSLError:
+            self._reset_both(Reason.CLIENT_RESET)
+            return
+        self._send_client(records)
+
+    def _send_client(self, records: Sequence[bytes]) -> None:
+        if self._client_backlog:
+            self._client_backlog += b"".join(records)
+            return
+        try:
+            sent = self._client_send(records[0]) if len(records) == 1 else self._client.sendmsg(records)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._lose_client()
+            return
+        if sent < sum(map(len, records)):
+            self._client_backlog = b"".join(records)[sent:]
+            self._loop.remove_reader(self._upstream.fileno())
+            self._loop.add_writer(self._client.fileno(), self._client_writable)
+
+    def _client_writable(self) -> None:
+        try:
+            sent = self._client_send(self._client_backlog)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lose_client()
+            return
+        self.active_at = self._loop.time()
+        self._client_backlog = self._client_backlog[sent:]
+        if self._client_backlog:
+            return
+        self._unasked = 0
+        self._loop.remove_writer(self._client.fileno())
+        if self._upstream_ended:
+            self._end_towards_client()
+        else:
+            self._loop.add_reader(self._upstream.fileno(), self._upstream_readable)
+
+    def _end_upstream(self) -> None:
+        """The upstream sends no more: the client is told so behind what it is owed."""
+        self._upstream_ended = True
+        self._loop.remove_reader(self._upstream.fileno())
+        if not self._upstream_broken:
+            self._session.close_notify()
+            self._send_client([self._session.take_output()])
+        if not self._client_backlog and not self.finished.done():
+            self._end_towards_client()
+
+    def _end_towards_client(self) -> None:
+        if self._upstream_broken:
+            self._reset_client()
+        else:
+            self._shut_down(self._client)
+            self._finish_if_delivered()
+
+    # Ends.
+
+    def _finish_if_delivered(self) -> None:
+        if (
+            not self._client_backlog
+            and not self._upstream_backlog
+            and (self._client_ended or self._upstream_takes_no_more)
+        ):
+            self._finish(Reason.CLOSED)
+
+    def _lose_client(self) -> None:
+        """The client is gone. If it had ended its side it went as clients do, without waiting for our close_notify."""
+        if self._client_ended and self._upstream_ended:
+            self._finish(Reason.CLOSED)
+        else:
+            self._reset_both(Reason.CLIENT_RESET)
+
+    def _reset_client(self) -> None:
+        """The upstream was reset: never a clean end for the client, who may be reading to the end of the stream.
+
+        A reset in our turn, unless that would destroy what the client is still owed: then a FIN without close_notify.
+        """
+        if _unsent(self._client) == 0:
+            _reset_on_close(self._client)
+            self._client_ended = True
+        self._finish(Reason.UPSTREAM_RESET)
+
+    def _reset_both(self, reason: Reason) -> None:
+        _reset_on_close(self._client)
+        _reset_on_close(self._upstream)
+        self._client_ended = True
+        self._finish(reason)
+
+    def _finish(self, reason: Reason) -> None:
+        self.client_may_be_sending = not self._client_ended
+        if self.finished.done():
+            return
+        for end in (self._client.fileno(), self._upstream.fileno()):
+            self._loop.remove_reader(end)
+            self._loop.remove_writer(end)
+        self.finished.set_result(reason)
+
+    @staticmethod
+    def _shut_down(end: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it may be gone already
+            end.shutdown(socket.SHUT_WR)
+
+
+def _reset_on_close(end: socket.socket) -> None:
+    """Make `close` send RST instead of FIN."""
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def _unsent(end: socket.socket) -> int:
+    """Bytes that the kernel still holds for the peer: a reset would destroy them."""
+    return int.from_bytes(fcntl.ioctl(end.fileno(), termios.TIOCOUTQ, bytes(4)), "little")

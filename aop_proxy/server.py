@@ -1,0 +1,202 @@
+"""Many connections in one worker: accept, limits, back-off, idle ends, drain. Must not know what a connection does.
+
+Accepting never waits for a handshake. Unauthenticated clients have a cap of their own, past which the oldest silent one
+is closed, so that a flood of them keeps no authenticated client out.
+"""
+
+import asyncio
+import errno
+import resource
+import socket
+from dataclasses import dataclass
+
+from aop_proxy.connection import Connection
+from aop_proxy.log import Log
+from aop_proxy.model import Limits
+from aop_proxy.reasons import Reason
+from aop_proxy.relay import Buffers
+from aop_proxy.snapshot import Snapshot
+from aop_proxy.telemetry import SUPPRESSED_EVERY, ConnectionLog
+
+ACCEPTS_PER_TURN = 64
+BACK_OFF_MIN, BACK_OFF_MAX = 0.005, 1.0
+"""Seconds; net/http's and ghostunnel's figures for a failing accept."""
+SWEEP_EVERY = 1.0
+IDLE_BEFORE_DRAIN = 1.0
+"""Seconds since the upstream's last byte after which a kept connection is taken to be between two requests."""
+_RESERVED_DESCRIPTORS = 64
+"""For the process itself: listeners, pipes, event loop, name resolution, reloads."""
+_MAX_AUTO_CONNECTIONS = 16384
+_MAX_AUTO_UNAUTHENTICATED = 1024
+_OUT_OF_CAPACITY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How many connections this process may hold."""
+
+    connections: int
+    unauthenticated: int
+
+
+def capacity(limits: Limits, descriptors: int) -> Capacity:
+    """Fit the limits below the descriptor limit: an authenticated connection holds two, any other one."""
+    usable = max(descriptors - _RESERVED_DESCRIPTORS, 8)
+    unauthenticated = min(limits.unauthenticated or _MAX_AUTO_UNAUTHENTICATED, usable // 4)
+    connections = min(limits.connections or _MAX_AUTO_CONNECTIONS, (usable - unauthenticated) // 2)
+    return Capacity(connections, unauthenticated)
+
+
+class Server:
+    """One worker's connections."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, log: Log, snapshot: Snapshot, number: int = 1) -> None:
+        """Serve by `snapshot` until `switch`, as the worker of this number."""
+        self.loop = loop
+        self.log = log
+        self._records = ConnectionLog(log, number, snapshot.settings.log.refusals_per_second)
+        self.buffers = Buffers()
+        self.draining = False
+        self._listeners: list[socket.socket] = []
+        self._silent: dict[Connection, None] = {}
+        self._handshaking: dict[Connection, None] = {}
+        self._admitted: set[Connection] = set()
+        self._back_off = 0.0
+        self._empty = asyncio.Event()
+        self._next_suppressed = loop.time() + SUPPRESSED_EVERY
+        self.switch(snapshot)
+        self._sweeping = loop.call_later(0, self._sweep)
+
+    def switch(self, snapshot: Snapshot) -> None:
+        """Serve connections accepted from now on by `snapshot`; those that live keep theirs."""
+        self.snapshot = snapshot
+        self.log.configure(snapshot.settings.log)
+        self._records.rate = snapshot.settings.log.refusals_per_second
+        self._capacity = capacity(snapshot.settings.limits, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+    def listen(self, listeners: list[socket.socket]) -> None:
+        """Begin to accept on non-blocking listening sockets, which are this server's to close."""
+        self._listeners = listeners
+        self._resume()
+
+    # What a connection tells.
+
+    def note_heard(self, connection: Connection) -> None:
+        """`connection` has sent its first bytes."""
+        if self._silent.pop(connection, 0) is None:
+            self._handshaking[connection] = None
+
+    def admit(self, connection: Connection) -> bool:
+        """Count `connection` as authenticated; False if there are too many of them."""
+        self._handshaking.pop(connection, None)
+        self._admitted.add(connection)
+        return len(self._admitted) <= self._capacity.connections
+
+    def forget(self, connection: Connection) -> None:
+        """`connection` has ended: its record is complete."""
+        self._silent.pop(connection, None)
+        self._handshaking.pop(connection, None)
+        self._admitted.discard(connection)
+        self._records.write(connection.record)
+        if not self._count():
+            self._empty.set()
+
+    def _count(self) -> int:
+        return len(self._silent) + len(self._handshaking) + len(self._admitted)
+
+    # Accepting.
+
+    def _resume(self) -> None:
+        for listener in self._listeners:
+            self.loop.add_reader(listener.fileno(), self._acceptable, listener)
+
+    def _pause(self, error: OSError) -> None:
+        if not self._back_off:
+            self.log.event("error", "accept_failed", error=str(error), connections=self._count())
+        self._back_off = min(max(self._back_off * 2, BACK_OFF_MIN), BACK_OFF_MAX)
+        for listener in self._listeners:
+            self.loop.remove_reader(listener.fileno())
+        self.loop.call_later(self._back_off, self._resume)
+
+    def _acceptable(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                client, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_CAPACITY:
+                    self._pause(error)
+                    return
+                continue  # this one client was gone before we came (accept(2): treat as EAGAIN)
+            self._back_off = 0.0
+            self._begin(client, address)
+
+    def _begin(self, client: socket.socket, address: tuple[str, int]) -> None:
+        client.setblocking(False)
+        if len(self._silent) + len(self._handshaking) >= self._capacity.unauthenticated:
+            self._evict()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self._silent[Connection(self, client, f"{host}:{address[1]}")] = None
+
+    def _evict(self) -> None:
+        """Close the oldest client that has said nothing, or, if all have, the oldest of those."""
+        for waiting in (self._silent, self._handshaking):
+            for connection in waiting:
+                del waiting[connection]
+                connection.end(Reason.HANDSHAKE_TIMEOUT if connection.heard else Reason.CLIENT_SILENT)
+                return
+
+    # Ending.
+
+    def _sweep(self) -> None:
+        now, idle = self.loop.time(), self.snapshot.settings.timeouts.idle
+        for connection in list(self._admitted):
+            active_at = connection.active_at()
+            if active_at is not None and now - active_at >= idle:
+                connection.end(Reason.IDLE_TIMEOUT)
+        if now >= self._next_suppressed:
+            self._next_suppressed = now + SUPPRESSED_EVERY
+            self._records.write_suppressed()
+        self._sweeping = self.loop.call_later(min(SWEEP_EVERY, idle / 4), self._sweep)
+
+    async def drain(self) -> int:
+        """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""
+        self.draining = True
+        for listener in self._listeners:
+            self._acceptable(listener)  # who is in the queue by now has been promised a connection
+            self.loop.remove_reader(listener.fileno())
+            listener.close()
+        self._listeners = []
+        deadline = self.loop.time() + self.snapshot.settings.timeouts.drain
+        while self._count() and self.loop.time() < deadline:
+            self._end_idle()
+            self._empty.clear()
+            try:
+                async with asyncio.timeout(min(IDLE_BEFORE_DRAIN / 4, max(deadline - self.loop.time(), 0))):
+                    await self._empty.wait()
+            except TimeoutError:
+                continue
+        cut = self._count()
+        await self.stop(Reason.DRAIN_TIMEOUT)
+        return cut
+
+    def _end_idle(self) -> None:
+        """End who waits between two requests, and who has said nothing yet: nothing of theirs is lost."""
+        now = self.loop.time()
+        for connection in list(self._admitted):
+            idle_since = connection.idle_since()
+            if idle_since is not None and now - idle_since >= IDLE_BEFORE_DRAIN:
+                connection.end(Reason.DRAINED)
+        for connection in list(self._silent):
+            if now - connection.record.started >= IDLE_BEFORE_DRAIN:
+                connection.end(Reason.CLIENT_SILENT)
+
+    async def stop(self, reason: Reason) -> None:
+        """Cut every connection now."""
+        self._sweeping.cancel()
+        while self._count():  # the second time round cuts short those that linger
+            for connection in [*self._silent, *self._handshaking, *self._admitted]:
+                connection.end(reason)
+            await asyncio.sleep(0.01)
+        self._records.write_suppressed()

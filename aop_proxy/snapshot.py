@@ -1,0 +1,180 @@
+"""Everything that a reload replaces, built whole or not at all.
+
+In: the bundle of settings and file contents that the parent read. Out: a `Snapshot`, or every `Problem` at once. A
+connection keeps the snapshot it began with. Must not know signals or the file system.
+"""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from aop_proxy import credentials, tls
+from aop_proxy.credentials import Findings
+from aop_proxy.model import CLOUDFLARE, Bundle, Clients, ConfigurationError, Problem, Settings, Site
+from aop_proxy.policy import HostTable, Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One site, ready to judge and forward its clients."""
+
+    site: Site
+    name: str
+    """What the log calls the site: its first host, or `*`."""
+    context: ssl.SSLContext
+    rules: Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When something we hold ends."""
+
+    path: str
+    subject: str
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One generation of settings and contexts."""
+
+    generation: int
+    settings: Settings
+    gates: tuple[Gate, ...]
+    hosts: HostTable
+    quiet_context: ssl.SSLContext
+    name_reading_context: ssl.SSLContext | None
+    """Set where a name must be known before a context is chosen."""
+    key_log: tls.KeyLog | None
+    """None: refused clients get alerts."""
+    advice: tuple[Problem, ...]
+    expiries: tuple[Expiry, ...]
+
+
+def build(bundle: Bundle, generation: int, key_log: tls.KeyLog | None) -> Snapshot:
+    """Build a snapshot. Raises ConfigurationError with every problem of every file."""
+    return _Builder(bundle, key_log).build(generation)
+
+
+class _Builder:
+    """Collects findings over all sites, so that one run names them all."""
+
+    def __init__(self, bundle: Bundle, key_log: tls.KeyLog | None) -> None:
+        self._settings = bundle.settings
+        self._files: Mapping[str, bytes] = bundle.files
+        self._key_log = key_log
+        self._findings = Findings()
+        self._expiries: list[Expiry] = []
+        # A name is read ahead only where it decides something that comes before the certificate is judged.
+        self._reads_names_first = len(bundle.settings.sites) > 1 or bundle.settings.unknown_hosts == "reject"
+
+    def build(self, generation: int) -> Snapshot:
+        sites = self._settings.sites
+        gates = [self._gate(f"sites[{index}]", site) for index, site in enumerate(sites)]
+        if self._settings.refusal == "page" and self._key_log is None:
+            self._findings.advise(
+                "refusal", "/dev/fd cannot be used here: refused clients get TLS alerts instead of pages that say why"
+            )
+        built = [gate for gate in gates if gate is not None]
+        if self._findings.problems or len(built) != len(sites):
+            raise ConfigurationError(*self._findings.problems)
+        anchor = [
+            certificate.public_bytes(Encoding.DER) for certificate in self._authorities("sites[0]", sites[0].clients)
+        ]
+        return Snapshot(
+            generation=generation,
+            settings=self._settings,
+            gates=tuple(built),
+            hosts=HostTable(site.hosts for site in sites),
+            quiet_context=tls.quiet_context(anchor),
+            name_reading_context=tls.name_reading_context(anchor) if self._reads_names_first else None,
+            key_log=self._key_log,
+            advice=tuple(self._findings.advice),
+            expiries=tuple(self._expiries),
+        )
+
+    def _gate(self, path: str, site: Site) -> Gate | None:
+        authorities = self._authorities(f"{path}.clients", site.clients, note=True)
+        lists = self._revocation_lists(f"{path}.clients", site.clients, authorities)
+        server = self._server_credentials(path, site)
+        self._advise(path, site)
+        if server is None or not authorities:
+            return None
+        try:
+            context = tls.site_context(
+                server.pem,
+                [certificate.public_bytes(Encoding.DER) for certificate in authorities],
+                b"".join(crl.public_bytes(Encoding.PEM) for crl in lists),
+                site.alpn,
+                self._key_log,
+                remember_names=not self._reads_names_first,
+            )
+        except ssl.SSLError as error:
+            self._findings.problem(f"{path}.certificate", f"OpenSSL refuses this certificate or key ({error.reason})")
+            return None
+        return Gate(site, site.hosts[0] if site.hosts else "*", context, Rules.of(site.clients))
+
+    def _authorities(self, path: str, clients: Clients, *, note: bool = False) -> list[x509.Certificate]:
+        found: list[x509.Certificate] = []
+        for index, name in enumerate(clients.ca):
+            findings = self._findings if note else Findings()
+            certificates = credentials.read_authorities(f"{path}.ca[{index}]", self._files[name], findings)
+            found += certificates
+            if note:
+                self._note_expiries(f"{path}.ca[{index}]", certificates)
+        return found
+
+    def _revocation_lists(
+        self, path: str, clients: Clients, authorities: list[x509.Certificate]
+    ) -> list[x509.CertificateRevocationList]:
+        lists: list[x509.CertificateRevocationList] = []
+        for index, name in enumerate(clients.crl):
+            lists += credentials.read_revocation_lists(f"{path}.crl[{index}]", self._files[name], self._findings)
+        issuers = [crl.issuer for crl in lists]
+        for authority in authorities if clients.crl else []:
+            if authority.subject not in issuers:
+                self._findings.problem(
+                    f"{path}.crl",
+                    f"there is no CRL of {authority.subject.rfc4514_string()!r}, but OpenSSL checks every CA of a site"
+                    " or none: add its CRL, or give that CA a site of its own (Cloudflare publishes none)",
+                )
+        return lists
+
+    def _server_credentials(self, path: str, site: Site) -> credentials.ServerCredentials | None:
+        password_file = site.private_key_password_file
+        password = self._files[password_file].rstrip(b"\r\n") if password_file else None
+        key_path = f"{path}.private_key" if site.private_key != site.certificate else f"{path}.certificate"
+        server = credentials.read_server_credentials(
+            (f"{path}.certificate", self._files[site.certificate]),
+            (key_path, self._files[site.private_key]),
+            password,
+            self._findings,
+        )
+        if server is not None:
+            self._note_expiries(f"{path}.certificate", [server.leaf])
+        return server
+
+    def _advise(self, path: str, site: Site) -> None:
+        shared = CLOUDFLARE in site.clients.ca
+        if shared and not site.hosts:
+            self._findings.advise(
+                f"{path}.clients.ca",
+                "Cloudflare's shared CA proves only that a visitor came through Cloudflare, through anybody's account:"
+                " list `hosts` so that other accounts' names are refused, or use a certificate of your own",
+            )
+        if shared and (site.clients.fingerprints or site.clients.names):
+            self._findings.advise(
+                f"{path}.clients",
+                "all Cloudflare accounts share one client certificate, which changes without notice: a rule on its"
+                " fingerprint or names refuses everybody one day, and tells no account from another",
+            )
+
+    def _note_expiries(self, path: str, certificates: list[x509.Certificate]) -> None:
+        self._expiries += (
+            Expiry(path, certificate.subject.rfc4514_string(), certificate.not_valid_after_utc)
+            for certificate in certificates
+        )

@@ -1,0 +1,117 @@
+"""One record per connection -> one log line. Every name that such a line can hold stands in this file.
+
+Lines of refused and failed connections pass a token bucket, so that a scan does not fill a disk; what it held back is
+counted by reason. Must not know what it counts.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from aop_proxy.identity import Identity, UnreadableCertificate, read_identity
+from aop_proxy.log import Log, Value
+from aop_proxy.reasons import Reason, Verdict
+
+SUPPRESSED_EVERY = 10.0
+"""Seconds between the lines that say how many were held back."""
+_REASON_LEVELS = {
+    Reason.CLIENT_SILENT: "debug",
+    Reason.UPSTREAM_UNREACHABLE: "warning",
+    Reason.UPSTREAM_TIMEOUT: "warning",
+    Reason.INTERNAL_ERROR: "error",
+}
+
+
+@dataclass(slots=True)
+class ConnectionRecord:
+    """What there is to say about one connection, filled in as it goes."""
+
+    client: str
+    reference: str
+    started: float
+    """Monotonic seconds."""
+    generation: int
+    reason: Reason = Reason.CLOSED
+    site: str | None = None
+    sni: str | None = None
+    tls_version: str | None = None
+    cipher: str | None = None
+    certificate: bytes | None = None
+    """DER of the leaf: verified if the client was accepted, else only claimed."""
+    upstream: str | None = None
+    bytes_from_client: int = 0
+    bytes_from_upstream: int = 0
+
+    def fields(self, now: float, worker: int) -> dict[str, Value]:
+        """The record as a line's fields, in the order of the contract."""
+        identity = self._identity()
+        fields: dict[str, Value] = {
+            "verdict": self.reason.verdict.value,
+            "reason": self.reason.value,
+            "client": self.client,
+            "site": self.site,
+            "sni": self.sni,
+            "tls_version": self.tls_version,
+            "cipher": self.cipher,
+            "subject": identity.subject if identity else None,
+            "issuer": identity.issuer if identity else None,
+            "fingerprint": identity.fingerprint if identity else None,
+            "upstream": self.upstream,
+            "bytes_from_client": self.bytes_from_client,
+            "bytes_from_upstream": self.bytes_from_upstream,
+            "duration_ms": round((now - self.started) * 1000, 1),
+            "reference": self.reference,
+            "worker": worker,
+            "generation": self.generation,
+        }
+        if identity is not None and self.reason in (Reason.EXPIRED, Reason.NOT_YET_VALID):
+            fields["not_before"] = identity.not_before.isoformat()
+            fields["not_after"] = identity.not_after.isoformat()
+            fields["our_clock"] = datetime.now(UTC).isoformat(timespec="seconds")
+        return fields
+
+    def _identity(self) -> Identity | None:
+        try:
+            return read_identity(self.certificate) if self.certificate else None
+        except UnreadableCertificate:
+            return None
+
+
+class ConnectionLog:
+    """The lines of one worker's connections."""
+
+    def __init__(self, log: Log, worker: int, rate: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Write to `log`; at most `rate` lines a second are of connections that were not accepted."""
+        self._log = log
+        self._worker = worker
+        self._monotonic = monotonic
+        self._suppressed: Counter[Reason] = Counter()
+        self._refilled = monotonic()
+        self.rate = self._tokens = rate
+
+    def write(self, record: ConnectionRecord) -> None:
+        """Write the one line of a connection that has ended, or count it as suppressed."""
+        level = _REASON_LEVELS.get(record.reason, "info")
+        if not self._log.shows(level):
+            return
+        now = self._monotonic()
+        if record.reason.verdict is not Verdict.ACCEPTED and not self._take_token(now):
+            self._suppressed[record.reason] += 1
+            return
+        self._log.event(level, "connection", **record.fields(now, self._worker))
+
+    def write_suppressed(self) -> None:
+        """Say how many lines of each reason were held back since the last time; call every `SUPPRESSED_EVERY`."""
+        for reason, count in self._suppressed.items():
+            self._log.event("info", "suppressed", reason=reason.value, count=count, worker=self._worker)
+        self._suppressed.clear()
+
+    def _take_token(self, now: float) -> bool:
+        self._tokens = min(max(self.rate, 1.0), self._tokens + (now - self._refilled) * self.rate)
+        self._refilled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

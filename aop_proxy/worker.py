@@ -1,0 +1,130 @@
+"""A worker process: takes a bundle and listening sockets from the parent, builds snapshots, serves.
+
+The parent runs `main` with the arguments CHANNEL-FD LOG-FD NUMBER LISTENER-FD…. It needs no file system once it is
+running, drops its privileges before it hears of any client, and ends when the parent is gone.
+"""
+
+import asyncio
+import ctypes
+import gc
+import os
+import pwd
+import resource
+import signal
+import socket
+import sys
+
+import uvloop
+
+from aop_proxy import snapshot
+from aop_proxy.channel import Channel, Commit, Prepare, Reply
+from aop_proxy.log import Log
+from aop_proxy.model import Bundle, ConfigurationError, Problem
+from aop_proxy.reasons import Reason
+from aop_proxy.server import Server
+from aop_proxy.tls import KeyLog
+
+_PR_SET_DUMPABLE = 4
+
+
+class Worker:
+    """One worker's side of the conversation."""
+
+    def __init__(self, channel: Channel, log_descriptor: int, number: int, listeners: list[socket.socket]) -> None:
+        """Take what the parent handed over."""
+        self._channel = channel
+        self._log_descriptor = log_descriptor
+        self._number = number
+        self._listeners = listeners
+        self._key_log: KeyLog | None = None
+        self._has_privileges = True
+        self._prepared: snapshot.Snapshot | None = None
+        self._server: Server | None = None
+
+    async def serve(self) -> None:
+        """Obey the parent until it says to drain, or is gone."""
+        while command := await self._channel.receive_command():
+            if isinstance(command, Prepare):
+                await self._channel.send_reply(self._prepare(command))
+            elif isinstance(command, Commit):
+                self._commit()
+            else:
+                cut = await self._server.drain() if self._server else 0
+                await self._channel.send_reply({"drained": cut})
+                return
+        if self._server:
+            await self._server.stop(Reason.DRAIN_TIMEOUT)
+
+    def _prepare(self, command: Prepare) -> Reply:
+        try:
+            if self._has_privileges:
+                _drop_privileges(command.bundle.settings.user)
+                self._has_privileges = False
+                self._key_log = _open_key_log(command.bundle)
+            self._prepared = snapshot.build(command.bundle, command.generation, self._key_log)
+        except ConfigurationError as error:
+            return {"problems": [[problem.path, problem.sentence] for problem in error.problems]}
+        return {"prepared": command.generation, "advice": [str(advice) for advice in self._prepared.advice]}
+
+    def _commit(self) -> None:
+        if self._prepared is None:
+            raise RuntimeError("told to commit what was never prepared")
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            log = Log(self._prepared.settings.log, self._log_descriptor)
+            self._server = Server(loop, log, self._prepared, self._number)
+            self._server.listen(self._listeners)
+            # What lives by now lives for good: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+        else:
+            self._server.switch(self._prepared)
+        self._prepared = None
+
+
+def _open_key_log(bundle: Bundle) -> KeyLog | None:
+    """The pipe that pages need; None if they are not wanted, or cannot be had here."""
+    if bundle.settings.refusal == "alert":
+        return None
+    try:
+        return KeyLog()
+    except OSError:
+        return None
+
+
+def _drop_privileges(user: str | None) -> None:
+    """Become `user` for good, and readable by no other process of that user's (the secrets in our pipe above all)."""
+    if user is not None:
+        try:
+            entry = pwd.getpwnam(user)
+            if os.getuid() != entry.pw_uid:
+                os.initgroups(user, entry.pw_gid)
+                os.setgid(entry.pw_gid)
+                os.setuid(entry.pw_uid)
+        except KeyError as error:
+            raise ConfigurationError(Problem("user", f"there is no user {user!r} on this machine")) from error
+        except OSError as error:
+            raise ConfigurationError(Problem("user", f"cannot become {user!r}: {error.strerror}")) from error
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+async def _main(channel: int, log: int, number: int, listeners: list[int]) -> None:
+    sockets = [socket.socket(fileno=descriptor) for descriptor in listeners]
+    await Worker(await Channel.open(socket.socket(fileno=channel)), log, number, sockets).serve()
+
+
+def main() -> None:
+    """Run one worker to its end."""
+    for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)  # a terminal or a service manager signals us all; the parent decides
+    os.environ.pop("SSLKEYLOGFILE", None)  # OpenSSL 3.5 and newer may read it by itself
+    sys.unraisablehook = lambda _: (
+        None
+    )  # CPython's complaint about a server name that is not ASCII: the client is refused
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    channel, log, number, *listeners = map(int, sys.argv[1:])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main(channel, log, number, listeners))

@@ -1,0 +1,255 @@
+"""The parent: binds, starts workers, replaces those that die, passes on what signals ask for.
+
+A reload is two-phase over all workers: each builds a snapshot of the new bundle, and only when all have built it do all
+switch. Standard library and the configuration model only. Must not know connections.
+"""
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any
+
+from aop_proxy import listeners
+from aop_proxy.channel import Channel, Command, Commit, Drain, Prepare, Reply
+from aop_proxy.log import Log
+from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
+
+QUICK_DEATH = 10.0
+"""Seconds: a worker that lived longer than this died of something new."""
+MAX_QUICK_DEATHS = 8
+RESTART_PAUSE_MIN, RESTART_PAUSE_MAX = 0.1, 5.0
+_WORKER = f"""
+import sys
+sys.path.append({os.path.dirname(os.path.dirname(os.path.abspath(__file__)))!r})
+from aop_proxy.worker import main
+main()
+"""
+"""What a worker runs: this package, with -P, so that no file in the working directory can pass for a module."""
+DRAIN_GRACE = 5.0
+"""Seconds past the drain deadline until a worker that does not answer is killed."""
+
+
+class ExitCode(IntEnum):
+    """How `run` ends."""
+
+    DRAINED = 0
+    CUT_CONNECTIONS = 1
+    BAD_CONFIGURATION = 2
+    WORKERS_KEEP_DYING = 3
+    CANNOT_BIND = 4
+
+
+class WorkerProcess:
+    """One worker, as the parent sees it."""
+
+    def __init__(self, number: int, process: Process, channel: Channel) -> None:
+        """Take a process that was just started; see `start`."""
+        self.number = number
+        self.process = process
+        self._channel = channel
+        self.started = asyncio.get_running_loop().time()
+
+    @classmethod
+    async def start(cls, number: int, log_descriptor: int, own_listeners: Sequence[socket.socket]) -> "WorkerProcess":
+        """Exec a worker that holds these listeners."""
+        ours, theirs = socket.socketpair()
+        descriptors = [listener.fileno() for listener in own_listeners]
+        arguments = [theirs.fileno(), log_descriptor, number, *descriptors]
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-c", _WORKER, *map(str, arguments),
+                stdin=DEVNULL, pass_fds=[theirs.fileno(), log_descriptor, *descriptors],
+            )  # fmt: skip
+        return cls(number, process, await Channel.open(ours))
+
+    async def tell(self, command: Command) -> None:
+        """Send a command that has no reply."""
+        await self._channel.send_command(command)
+
+    async def ask(self, command: Command) -> Reply | None:
+        """Send a command and wait for its reply; None if the worker died over it."""
+        try:
+            await self._channel.send_command(command)
+        except ConnectionError:
+            return None
+        return await self._channel.receive_reply()
+
+    def hang_up(self) -> None:
+        """Close the channel: a worker that still lives ends."""
+        self._channel.close()
+
+
+class Parent:
+    """Holds the sockets and the workers."""
+
+    def __init__(self, load: Callable[[], Bundle], bundle: Bundle, log: Log, log_descriptor: int) -> None:
+        """Serve `bundle`; `load` reads it anew for a reload (ConfigurationError says why it cannot be served)."""
+        self._load = load
+        self._bundle = bundle
+        self._log = log
+        self._log_descriptor = log_descriptor
+        self._generation = 1
+        self._workers: dict[int, WorkerProcess] = {}
+        self._watchers: dict[int, asyncio.Task[None]] = {}
+        self._sockets: list[list[socket.socket]] = []
+        self._changing = asyncio.Lock()
+        self._ended: asyncio.Future[ExitCode]
+
+    async def run(self) -> ExitCode:
+        """Bind, start the workers, serve until a signal says otherwise. Raises ConfigurationError and BindError."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        stop_asked = asyncio.Event()
+        settings = self._bundle.settings
+        self._sockets = listeners.bind(settings.listen, settings.workers or usable_cpus())
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop_signal, stop_asked)
+            await self._start_all()
+            loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
+            self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._sockets[0]])
+            stopping = loop.create_task(stop_asked.wait())
+            await _first(stopping, self._ended)
+            stopping.cancel()
+            return self._ended.result() if self._ended.done() else await self._drain()
+        finally:
+            await self._kill_all()
+
+    # Starting and replacing.
+
+    async def _start_all(self) -> None:
+        numbers = range(1, len(self._sockets) + 1)
+        started = await asyncio.gather(*(self._spawn(number) for number in numbers))
+        await self._prepare(started, self._bundle, self._generation, announce=True)
+        for worker in started:
+            await worker.tell(Commit())
+            self._watch(worker)
+
+    async def _spawn(self, number: int) -> WorkerProcess:
+        worker = await WorkerProcess.start(number, self._log_descriptor, self._sockets[number - 1])
+        self._workers[number] = worker
+        self._log.event("info", "worker_started", worker=number, pid=worker.process.pid)
+        return worker
+
+    async def _prepare(
+        self, workers: Sequence[WorkerProcess], bundle: Bundle, generation: int, *, announce: bool = False
+    ) -> None:
+        """Have every worker build a snapshot. Raises ConfigurationError with what any of them says is wrong."""
+        replies = await asyncio.gather(*(worker.ask(Prepare(bundle, generation)) for worker in workers))
+        problems: dict[Problem, None] = {}
+        for worker, reply in zip(workers, replies, strict=True):
+            if reply is None:
+                problems[Problem("", f"worker {worker.number} died while it loaded the configuration")] = None
+            else:
+                problems |= dict.fromkeys(Problem(*map(str, pair)) for pair in reply.get("problems", []))
+        if problems:
+            raise ConfigurationError(*problems)
+        for advice in (replies[0] or {}).get("advice", []) if announce else []:
+            self._log.event("warning", "advice", advice=str(advice))
+
+    def _watch(self, worker: WorkerProcess) -> None:
+        self._watchers[worker.number] = asyncio.get_running_loop().create_task(self._replace_when_dead(worker))
+
+    async def _replace_when_dead(self, worker: WorkerProcess) -> None:
+        """Start a new worker on the same sockets whenever this one dies; give up if it keeps dying."""
+        deaths = 0
+        while True:
+            code = await worker.process.wait()
+            worker.hang_up()
+            self._log.event("error", "worker_exited", worker=worker.number, pid=worker.process.pid, code=code)
+            lived = asyncio.get_running_loop().time() - worker.started
+            deaths = deaths + 1 if lived < QUICK_DEATH else 1
+            if deaths > MAX_QUICK_DEATHS:
+                if not self._ended.done():
+                    self._ended.set_result(ExitCode.WORKERS_KEEP_DYING)
+                return
+            if deaths > 1:
+                await asyncio.sleep(min(RESTART_PAUSE_MIN * 2**deaths, RESTART_PAUSE_MAX))
+            async with self._changing:
+                worker = await self._spawn(worker.number)
+                reply = await worker.ask(Prepare(self._bundle, self._generation))
+                if reply is not None and "prepared" in reply:
+                    await worker.tell(Commit())
+                else:
+                    worker.process.kill()
+
+    # Reload.
+
+    async def _reload(self) -> None:
+        async with self._changing:
+            try:
+                bundle = await asyncio.get_running_loop().run_in_executor(None, self._load)
+                _refuse_what_needs_a_restart(self._bundle.settings, bundle.settings)
+                await self._prepare([*self._workers.values()], bundle, self._generation + 1, announce=True)
+            except ConfigurationError as error:
+                self._log.event("error", "reload_failed", problems=[str(problem) for problem in error.problems])
+                return
+            for worker in self._workers.values():
+                await worker.tell(Commit())
+            self._bundle = bundle
+            self._generation += 1
+            self._log.configure(bundle.settings.log)
+            self._log.event("info", "reloaded", generation=self._generation)
+
+    # Ending.
+
+    def _stop_signal(self, asked: asyncio.Event) -> None:
+        if asked.is_set() and not self._ended.done():  # the second time: at once
+            self._ended.set_result(ExitCode.CUT_CONNECTIONS)
+        asked.set()
+
+    async def _drain(self) -> ExitCode:
+        self._log.event("info", "draining")
+        for watcher in self._watchers.values():
+            watcher.cancel()
+        for listener in itertools.chain(*self._sockets):
+            listener.close()
+        drained = asyncio.gather(*(worker.ask(Drain()) for worker in self._workers.values()))
+        limit = self._bundle.settings.timeouts.drain + DRAIN_GRACE
+        await _first(drained, self._ended, timeout=limit)
+        if not drained.done():
+            drained.cancel()
+            self._log.event("warning", "drained", connections_cut="unknown")
+            return ExitCode.CUT_CONNECTIONS
+        cut = sum(int(reply.get("drained", 0)) for reply in drained.result() if reply)
+        self._log.event("info", "drained", connections_cut=cut)
+        return ExitCode.CUT_CONNECTIONS if cut else ExitCode.DRAINED
+
+    async def _kill_all(self) -> None:
+        for watcher in self._watchers.values():
+            watcher.cancel()
+        for worker in self._workers.values():
+            worker.hang_up()
+            try:
+                await asyncio.wait_for(worker.process.wait(), 1.0)
+            except TimeoutError:
+                worker.process.kill()
+                await worker.process.wait()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a reference: the loop itself does not."""
+        self._reloading = task
+
+
+async def _first(*things: asyncio.Future[Any], timeout: float | None = None) -> None:
+    await asyncio.wait(things, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _refuse_what_needs_a_restart(old: Settings, new: Settings) -> None:
+    fixed = ("listen", "workers", "user", "refusal")
+    changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
+    if changed:
+        raise ConfigurationError(*(Problem(name, "a change of this key needs a restart") for name in changed))
