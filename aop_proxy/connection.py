@@ -41,7 +41,7 @@ class Connection:
     """One client's connection."""
 
     __slots__ = (
-        "_fd", "_gate", "_loop", "_reading", "_relay", "_server", "_snapshot", "_socket", "_task", "_waiter",
+        "_fd", "_gate", "_loop", "_poller", "_relay", "_server", "_snapshot", "_socket", "_task", "_waiter",
         "ended_by_us", "heard", "record", "waiting_since",
     )  # fmt: skip
 
@@ -52,8 +52,8 @@ class Connection:
         self._socket = client
         self._fd = client.fileno()
         self._loop = server.loop
+        self._poller = server.poller
         self._waiter: asyncio.Future[None] | None = None
-        self._reading = False
         self._relay: Relay | None = None
         self._gate: Gate = self._snapshot.gates[0]
         self.heard = 0
@@ -80,7 +80,7 @@ class Connection:
         except Exception:  # noqa: BLE001 - a bug costs one connection, and is told in full
             self.record.reason = Reason.INTERNAL_ERROR
             self._server.log.event("error", "internal_error", traceback=traceback.format_exc()[-2000:])
-        self._stop_reading()
+        self._poller.forget(self._fd)
         self._socket.close()
         self._server.forget(self)
 
@@ -118,13 +118,15 @@ class Connection:
         first = await self._first_plaintext(session)
         if first is None:
             return Reason.CLOSED
-        upstream = await dial(self._loop, self._gate.site.upstream, timeouts.connect)
+        upstream = await dial(self._poller, self._gate.site.upstream, timeouts.connect)
         if isinstance(upstream, Reason):
             return await self._explain(session, upstream)
         end, address = upstream
         self.record.upstream = address.url
         with end:
-            return await self._forward(session, end, first)
+            reason = await self._forward(session, end, first)
+            self._poller.forget(end.fileno())
+        return reason
 
     async def _shake_hands(self) -> Accepted | Refused:
         """From the first byte to a verified certificate, or to the refusal that OpenSSL decided."""
@@ -215,8 +217,7 @@ class Connection:
             self.waiting_since = None
 
     async def _forward(self, session: TlsSession, end: socket.socket, first: bytes) -> Reason:
-        self._stop_reading()
-        relay = self._relay = Relay(self._loop, self._server.buffers, session, self._socket, end)
+        relay = self._relay = Relay(self._poller, self._server.buffers, session, self._socket, end)
         relay.start(first)
         reason = await relay.finished
         self.record.bytes_from_client = relay.bytes_from_client
@@ -290,17 +291,15 @@ class Connection:
                 await self._writable()
 
     async def _readable(self) -> None:
-        if not self._reading:
-            self._loop.add_reader(self._fd, self._wake)
-            self._reading = True
+        self._poller.on_readable(self._fd, self._wake)
         await self._wait()
 
     async def _writable(self) -> None:
-        self._loop.add_writer(self._fd, self._wake)
+        self._poller.on_writable(self._fd, self._wake)
         try:
             await self._wait()
         finally:
-            self._loop.remove_writer(self._fd)
+            self._poller.stop_writing(self._fd)
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -311,14 +310,9 @@ class Connection:
 
     def _wake(self) -> None:
         if self._waiter is None:  # nobody waits: the next to wait will ask again
-            self._stop_reading()
+            self._poller.stop_reading(self._fd)
         elif not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _stop_reading(self) -> None:
-        if self._reading:
-            self._loop.remove_reader(self._fd)
-            self._reading = False
 
     def _quick_ack(self) -> None:
         """Acknowledge at once what we will not answer at once: a client with Nagle on waits 40 ms for it otherwise."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from aop_proxy import model
@@ -74,37 +75,41 @@ def escape(text: str, limit: int) -> str:
     """`text` in printable ASCII, at most `limit` bytes once it stands in a JSON string."""
     if not (text.isascii() and text.isprintable()):
         text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
-    if len(text) + text.count("\\") + text.count('"') <= limit:
+    if 2 * len(text) <= limit or len(text) + text.count("\\") + text.count('"') <= limit:
         return text
     doubled = 2 if "\\" in text or '"' in text else 1
     return text[: (limit - 3) // doubled] + "..."
 
 
-def _bounded(value: Value, limit: int) -> Value:
-    if isinstance(value, str):
-        return escape(value, limit)
-    if isinstance(value, list):
-        return [escape(item, limit) for item in value[:_MAX_ITEMS]]
-    return value
+def _bounded(fields: Mapping[str, Value], limit: int) -> Iterator[tuple[str, Value]]:
+    for name, value in fields.items():
+        if isinstance(value, str):
+            yield name, escape(value, limit)
+        elif isinstance(value, list):
+            yield name, [escape(item, limit) for item in value[:_MAX_ITEMS]]
+        else:
+            yield name, value
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _json_line(level: str, event: str, fields: dict[str, Value], limit: int) -> bytes:
-    line = {"time": _now(), "level": level, "event": event}
-    line |= {name: _bounded(value, limit) for name, value in fields.items()}  # type: ignore[misc]
-    return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def _text_line(level: str, event: str, fields: dict[str, Value], limit: int) -> bytes:
+def _json_line(level: str, event: str, fields: Mapping[str, Value], limit: int) -> bytes:
+    line: dict[str, Value] = {"time": _now(), "level": level, "event": event}
+    line.update(_bounded(fields, limit))
+    return _encode(line).encode("ascii") + b"\n"
+
+
+def _text_line(level: str, event: str, fields: Mapping[str, Value], limit: int) -> bytes:
     words = [_now(), f"{level:<7}", event]
-    for name, value in fields.items():
+    for name, value in _bounded(fields, limit):
         if value is None:
             continue
-        shown = _bounded(value, limit)
-        shown = ",".join(shown) if isinstance(shown, list) else str(shown)
+        shown = ",".join(value) if isinstance(value, list) else str(value)
         plain = shown and not any(mark in shown for mark in ' "=\\')
-        words.append(f"{name}={shown if plain else json.dumps(shown)}")
+        words.append(f"{name}={shown if plain else _encode(shown)}")
     return " ".join(words).encode("ascii") + b"\n"

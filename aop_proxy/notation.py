@@ -158,7 +158,7 @@ def listen(text: str) -> Listen:
     """`HOST:PORT`, with an IPv6 address in brackets."""
     match = _ENDPOINT.fullmatch(text)
     if not match:
-        raise ValueError(_not_an_endpoint(text, "HOST:PORT"))
+        raise ValueError(_not_an_endpoint(text, quoted(text), "HOST:PORT"))
     if match["port"] is None:
         raise ValueError(f"{quoted(text)} lacks a part: write HOST:PORT, as in `0.0.0.0:443` or `[::]:443`")
     if match["name"] in ("", "*"):
@@ -171,22 +171,23 @@ def listen(text: str) -> Listen:
 
 def upstream(text: str) -> Upstream:
     """`http://HOST[:PORT]` or `unix:/path`."""
+    shown = quoted(re.sub("//[^/]*@", "//…@", text))  # a password is nothing to print
     scheme, colon, rest = text.partition(":")
     if scheme == "unix" and colon:
         return _unix_socket(text, rest)
     if scheme != "http" or not rest.startswith("//"):
         if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:/.*", text):
-            raise ValueError(f"{quoted(text)} has an unknown scheme: write `http://HOST:PORT` or `unix:/path`")
-        raise ValueError(f"{quoted(text)} has no scheme: write `http://HOST:PORT` or `unix:/path`")
+            raise ValueError(f"{shown} has an unknown scheme: write `http://HOST:PORT` or `unix:/path`")
+        raise ValueError(f"{shown} has no scheme: write `http://HOST:PORT` or `unix:/path`")
     authority = rest.removeprefix("//")
     for mark, name in (("@", "user name"), ("#", "fragment"), ("?", "query"), ("/", "path")):
         if mark in authority:
-            raise ValueError(f"{quoted(text)} has a {name}, which is meaningless here: write `http://HOST:PORT`")
+            raise ValueError(f"{shown} has a {name}, which is meaningless here: write `http://HOST:PORT`")
     match = _ENDPOINT.fullmatch(authority)
     if not match:
-        raise ValueError(_not_an_endpoint(text, "http://HOST:PORT"))
+        raise ValueError(_not_an_endpoint(authority, shown, "http://HOST:PORT"))
     if match["name"] == "":
-        raise ValueError(f"{quoted(text)} names no host: write `http://HOST:PORT`")
+        raise ValueError(f"{shown} names no host: write `http://HOST:PORT`")
     address, port = _address_or_name(match), _port(match["port"] or "80", smallest=1)
     return Upstream(f"http://{f'[{address}]' if ':' in address else address}:{port}", address, port)
 
@@ -199,10 +200,10 @@ def _unix_socket(text: str, socket_path: str) -> Upstream:
     return Upstream(text, path=socket_path)
 
 
-def _not_an_endpoint(text: str, form: str) -> str:
+def _not_an_endpoint(text: str, shown: str, form: str) -> str:
     if text.count(":") > 1 and "[" not in text:
-        return f"{quoted(text)} is ambiguous: put an IPv6 address in brackets, as in `[::1]:8443`"
-    return f"{quoted(text)} cannot be read: write {form}"
+        return f"{shown} is ambiguous: put an IPv6 address in brackets, as in `[::1]:8443`"
+    return f"{shown} cannot be read: write {form}"
 
 
 def _port(text: str, smallest: int) -> int:

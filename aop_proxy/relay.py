@@ -20,6 +20,7 @@ import struct
 import termios
 from collections.abc import Sequence
 
+from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
 from aop_proxy.tls import MAX_RECORD_PLAINTEXT, TlsSession
 
@@ -44,26 +45,52 @@ class Relay:
     """Forwards between a client and an upstream until both directions have ended; `finished` then says why."""
 
     __slots__ = (
-        "_buffers", "_client", "_client_backlog", "_client_ended", "_client_recv_into", "_client_send", "_decrypt",
-        "_encrypt", "_loop", "_session", "_unasked", "_upstream", "_upstream_backlog", "_upstream_broken",
-        "_upstream_ended", "_upstream_recv_into", "_upstream_send", "_upstream_takes_no_more", "active_at",
-        "bytes_from_client", "bytes_from_upstream", "client_may_be_sending", "finished", "upstream_spoke_last",
+        "_buffers",
+        "_client",
+        "_client_backlog",
+        "_client_ended",
+        "_client_fd",
+        "_client_recv_into",
+        "_client_send",
+        "_decrypt",
+        "_encrypt",
+        "_now",
+        "_poller",
+        "_session",
+        "_unasked",
+        "_upstream",
+        "_upstream_backlog",
+        "_upstream_broken",
+        "_upstream_ended",
+        "_upstream_fd",
+        "_upstream_recv_into",
+        "_upstream_send",
+        "_upstream_takes_no_more",
+        "active_at",
+        "bytes_from_client",
+        "bytes_from_upstream",
+        "client_may_be_sending",
+        "finished",
+        "upstream_spoke_last",
     )  # fmt: skip
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         buffers: Buffers,
         session: TlsSession,
         client: socket.socket,
         upstream: socket.socket,
     ) -> None:
         """Take two connected non-blocking sockets and an accepted session; the caller closes the sockets at the end."""
-        self._loop = loop
+        self._poller = poller
+        self._now = poller.loop.time
         self._buffers = buffers
         self._session = session
         self._client = client
+        self._client_fd = client.fileno()
         self._upstream = upstream
+        self._upstream_fd = upstream.fileno()
         # Looking a method up costs as much as calling it, and these are called for every chunk.
         self._client_recv_into = client.recv_into
         self._client_send = client.send
@@ -80,22 +107,22 @@ class Relay:
         self._upstream_takes_no_more = False
         self.bytes_from_client = 0
         self.bytes_from_upstream = 0
-        self.active_at = loop.time()
+        self.active_at = self._now()
         self.upstream_spoke_last = False
         self.client_may_be_sending = False
         """At the end: bytes may still come, and closing on them would destroy what the client is to read."""
-        self.finished: asyncio.Future[Reason] = loop.create_future()
+        self.finished: asyncio.Future[Reason] = poller.loop.create_future()
 
     def start(self, plaintext: bytes) -> None:
         """Begin with what was already decrypted."""
-        self._loop.add_reader(self._upstream.fileno(), self._upstream_readable)
+        self._poller.on_readable(self._upstream_fd, self._upstream_readable)
         if plaintext:
             self.bytes_from_client += len(plaintext)
             self._send_upstream(memoryview(plaintext))
         if self._session.client_ended:
             self._end_client()
         elif not self._upstream_backlog and not self._upstream_takes_no_more:
-            self._loop.add_reader(self._client.fileno(), self._client_readable)
+            self._poller.on_readable(self._client_fd, self._client_readable)
 
     def stop(self, reason: Reason) -> None:
         """End now: a truthful close_notify and FIN to the client, a FIN to the upstream."""
@@ -114,7 +141,7 @@ class Relay:
         except OSError:
             self._reset_both(Reason.CLIENT_RESET)
             return
-        self.active_at = self._loop.time()
+        self.active_at = self._now()
         self.upstream_spoke_last = False
         if not received:
             self._end_client()
@@ -145,8 +172,8 @@ class Relay:
             return
         if sent < len(data):
             self._upstream_backlog = bytes(data[sent:])
-            self._loop.remove_reader(self._client.fileno())
-            self._loop.add_writer(self._upstream.fileno(), self._upstream_writable)
+            self._poller.stop_reading(self._client_fd)
+            self._poller.on_writable(self._upstream_fd, self._upstream_writable)
 
     def _upstream_writable(self) -> None:
         try:
@@ -156,15 +183,15 @@ class Relay:
         except OSError as error:
             self._stop_sending_upstream(error)
             return
-        self.active_at = self._loop.time()
+        self.active_at = self._now()
         self._upstream_backlog = self._upstream_backlog[sent:]
         if self._upstream_backlog:
             return
-        self._loop.remove_writer(self._upstream.fileno())
+        self._poller.stop_writing(self._upstream_fd)
         if self._client_ended:
             self._shut_down(self._upstream)
         else:
-            self._loop.add_reader(self._client.fileno(), self._client_readable)
+            self._poller.on_readable(self._client_fd, self._client_readable)
 
     def _stop_sending_upstream(self, error: OSError) -> None:
         """The upstream takes no more, but may have answered already: that answer is still delivered.
@@ -175,8 +202,8 @@ class Relay:
         self._upstream_broken = not isinstance(error, BrokenPipeError)
         self._upstream_takes_no_more = True
         self._upstream_backlog = b""
-        self._loop.remove_writer(self._upstream.fileno())
-        self._loop.remove_reader(self._client.fileno())
+        self._poller.stop_writing(self._upstream_fd)
+        self._poller.stop_reading(self._client_fd)
         if self._upstream_ended:
             self._finish_if_delivered()
 
@@ -185,7 +212,7 @@ class Relay:
         if self.finished.done():
             return
         self._client_ended = True
-        self._loop.remove_reader(self._client.fileno())
+        self._poller.stop_reading(self._client_fd)
         if not self._upstream_backlog:
             self._shut_down(self._upstream)
         if self._upstream_ended:
@@ -217,7 +244,7 @@ class Relay:
         except OSError:
             self._upstream_broken = True
             received = 0
-        self.active_at = self._loop.time()
+        self.active_at = self._now()
         self.upstream_spoke_last = True
         if not received:
             self._end_upstream()
@@ -243,8 +270,8 @@ class Relay:
             return
         if sent < sum(map(len, records)):
             self._client_backlog = b"".join(records)[sent:]
-            self._loop.remove_reader(self._upstream.fileno())
-            self._loop.add_writer(self._client.fileno(), self._client_writable)
+            self._poller.stop_reading(self._upstream_fd)
+            self._poller.on_writable(self._client_fd, self._client_writable)
 
     def _client_writable(self) -> None:
         try:
@@ -254,21 +281,21 @@ class Relay:
         except OSError:
             self._lose_client()
             return
-        self.active_at = self._loop.time()
+        self.active_at = self._now()
         self._client_backlog = self._client_backlog[sent:]
         if self._client_backlog:
             return
         self._unasked = 0
-        self._loop.remove_writer(self._client.fileno())
+        self._poller.stop_writing(self._client_fd)
         if self._upstream_ended:
             self._end_towards_client()
         else:
-            self._loop.add_reader(self._upstream.fileno(), self._upstream_readable)
+            self._poller.on_readable(self._upstream_fd, self._upstream_readable)
 
     def _end_upstream(self) -> None:
         """The upstream sends no more: the client is told so behind what it is owed."""
         self._upstream_ended = True
-        self._loop.remove_reader(self._upstream.fileno())
+        self._poller.stop_reading(self._upstream_fd)
         if not self._upstream_broken:
             self._session.close_notify()
             self._send_client([self._session.take_output()])
@@ -319,9 +346,9 @@ class Relay:
         self.client_may_be_sending = not self._client_ended
         if self.finished.done():
             return
-        for end in (self._client.fileno(), self._upstream.fileno()):
-            self._loop.remove_reader(end)
-            self._loop.remove_writer(end)
+        for end in (self._client_fd, self._upstream_fd):
+            self._poller.stop_reading(end)
+            self._poller.stop_writing(end)
         self.finished.set_result(reason)
 
     @staticmethod

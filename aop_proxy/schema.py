@@ -133,6 +133,7 @@ def _or_text(schema: _Schema, shorthand: type[Shorthand]) -> None:
 
 
 def as_list(value: object) -> list[object]:
+    """A list as it stands; anything else as the only item of one."""
     return value if isinstance(value, list) else [value]
 
 

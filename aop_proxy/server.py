@@ -6,6 +6,7 @@ is closed, so that a flood of them keeps no authenticated client out.
 
 import asyncio
 import errno
+import functools
 import resource
 import socket
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from aop_proxy.connection import Connection
 from aop_proxy.log import Log
 from aop_proxy.model import Limits
+from aop_proxy.poller import make_poller
 from aop_proxy.reasons import Reason
 from aop_proxy.relay import Buffers
 from aop_proxy.snapshot import Snapshot
@@ -56,6 +58,7 @@ class Server:
         self.log = log
         self._records = ConnectionLog(log, number, snapshot.settings.log.refusals_per_second)
         self.buffers = Buffers()
+        self.poller = make_poller(loop)
         self.draining = False
         self._listeners: list[socket.socket] = []
         self._silent: dict[Connection, None] = {}
@@ -108,14 +111,14 @@ class Server:
 
     def _resume(self) -> None:
         for listener in self._listeners:
-            self.loop.add_reader(listener.fileno(), self._acceptable, listener)
+            self.poller.on_readable(listener.fileno(), functools.partial(self._acceptable, listener))
 
     def _pause(self, error: OSError) -> None:
         if not self._back_off:
             self.log.event("error", "accept_failed", error=str(error), connections=self._count())
         self._back_off = min(max(self._back_off * 2, BACK_OFF_MIN), BACK_OFF_MAX)
         for listener in self._listeners:
-            self.loop.remove_reader(listener.fileno())
+            self.poller.stop_reading(listener.fileno())
         self.loop.call_later(self._back_off, self._resume)
 
     def _acceptable(self, listener: socket.socket) -> None:
@@ -165,7 +168,7 @@ class Server:
         self.draining = True
         for listener in self._listeners:
             self._acceptable(listener)  # who is in the queue by now has been promised a connection
-            self.loop.remove_reader(listener.fileno())
+            self.poller.forget(listener.fileno())
             listener.close()
         self._listeners = []
         deadline = self.loop.time() + self.snapshot.settings.timeouts.drain

@@ -48,8 +48,8 @@ class ConnectionRecord:
         """The record as a line's fields, in the order of the contract."""
         identity = self._identity()
         fields: dict[str, Value] = {
-            "verdict": self.reason.verdict.value,
-            "reason": self.reason.value,
+            "verdict": self.reason.verdict,
+            "reason": self.reason,
             "client": self.client,
             "site": self.site,
             "sni": self.sni,
@@ -105,7 +105,7 @@ class ConnectionLog:
     def write_suppressed(self) -> None:
         """Say how many lines of each reason were held back since the last time; call every `SUPPRESSED_EVERY`."""
         for reason, count in self._suppressed.items():
-            self._log.event("info", "suppressed", reason=reason.value, count=count, worker=self._worker)
+            self._log.event("info", "suppressed", reason=reason, count=count, worker=self._worker)
         self._suppressed.clear()
 
     def _take_token(self, now: float) -> bool:

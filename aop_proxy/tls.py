@@ -402,12 +402,12 @@ class TlsSession:
     def _collect_secret(self) -> None:
         if self._key_log is None:
             return
-        for line in self._key_log.drain().splitlines():
-            if line.startswith(_SECRET_LINE):
-                self._secrets_seen += 1
-                client_random, _, secret = line[len(_SECRET_LINE) :].partition(b" ")
-                if client_random == self._hello[_CLIENT_RANDOM].hex().encode():
-                    self._secret = bytearray.fromhex(secret.decode())
+        lines = self._key_log.drain()
+        self._secrets_seen += lines.count(_SECRET_LINE)
+        start = lines.find(_SECRET_LINE + self._hello[_CLIENT_RANDOM].hex().encode() + b" ")
+        if start >= 0:
+            line = lines[start : lines.index(b"\n", start)]
+            self._secret = bytearray.fromhex(line.rpartition(b" ")[2].decode())
 
     def _forget_secret(self) -> None:
         self._secret[:] = bytes(len(self._secret))

@@ -10,6 +10,7 @@ import os
 import socket
 
 from aop_proxy.model import Upstream
+from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
 
 _BACKLOG_PAUSE = 0.01
@@ -18,7 +19,7 @@ _Address = tuple[socket.AddressFamily, str | tuple[str, int]]
 
 
 async def dial(
-    loop: asyncio.AbstractEventLoop, upstreams: tuple[Upstream, ...], deadline: float
+    poller: Poller, upstreams: tuple[Upstream, ...], deadline: float
 ) -> tuple[socket.socket, Upstream] | Reason:
     """Connect to the first address that answers within `deadline` seconds.
 
@@ -27,10 +28,10 @@ async def dial(
     """
     failure = Reason.UPSTREAM_UNREACHABLE
     for upstream in upstreams:
-        for address in await _addresses(loop, upstream):
+        for address in await _addresses(poller.loop, upstream):
             try:
                 async with asyncio.timeout(deadline):
-                    return await _connect(loop, *address), upstream
+                    return await _connect(poller, *address), upstream
             except TimeoutError:
                 failure = Reason.UPSTREAM_TIMEOUT
             except OSError:
@@ -53,9 +54,7 @@ async def _addresses(loop: asyncio.AbstractEventLoop, upstream: Upstream) -> lis
     return [(family, (str(address[0]), int(address[1]))) for family, _type, _protocol, _name, address in found]
 
 
-async def _connect(
-    loop: asyncio.AbstractEventLoop, family: socket.AddressFamily, address: str | tuple[str, int]
-) -> socket.socket:
+async def _connect(poller: Poller, family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:
     end = socket.socket(family, socket.SOCK_STREAM)
     try:
         end.setblocking(False)
@@ -69,25 +68,26 @@ async def _connect(
         if code == errno.EINPROGRESS:
             code = end.connect_ex(address)  # on loopback the handshake is over by now, and asking again tells
         if code in (errno.EALREADY, errno.EINPROGRESS):
-            await _writable(loop, end)
+            await _writable(poller, end)
             code = end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
     except BaseException:
+        poller.forget(end.fileno())
         end.close()
         raise
     return end
 
 
-async def _writable(loop: asyncio.AbstractEventLoop, end: socket.socket) -> None:
-    ready = loop.create_future()
+async def _writable(poller: Poller, end: socket.socket) -> None:
+    ready = poller.loop.create_future()
 
     def wake() -> None:
         if not ready.done():
             ready.set_result(None)
 
-    loop.add_writer(end.fileno(), wake)
+    poller.on_writable(end.fileno(), wake)
     try:
         await ready
     finally:
-        loop.remove_writer(end.fileno())
+        poller.stop_writing(end.fileno())
