@@ -73,23 +73,18 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         print(json.dumps(schema.json_schema(), indent=2))
         return 0
+    problems: list[Problem] = []
+    advice: tuple[Problem, ...] = ()
     try:
-        settings = flags.load_arguments(arguments)
-        bundle = files.read_bundle(settings)
-        key_log = None
-        if settings.refusal == "page":
-            try:
-                key_log = tls.KeyLog()
-            except OSError:
-                key_log = None
-        advice: tuple[Problem, ...] = snapshot.build(bundle, 1, key_log).advice
+        bundle, problems = files.read_what_can_be_read(flags.load_arguments(arguments))
+        advice = snapshot.build(bundle, 1, tls.open_key_log(bundle.settings)).advice
     except ConfigurationError as error:
-        for problem in error.problems:
-            print(_named(problem, arguments))
-        return ExitCode.BAD_CONFIGURATION
+        problems += error.problems
+    for problem in problems:
+        print(_named(problem, arguments))
     for one in advice:
         print(f"advice: {_named(one, arguments)}")
-    return 0
+    return ExitCode.BAD_CONFIGURATION if problems else 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -44,6 +44,14 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def read_bundle(settings: Settings) -> Bundle:
     """Read every file that the settings name; ConfigurationError with each that cannot be used."""
+    bundle, problems = read_what_can_be_read(settings)
+    if problems:
+        raise ConfigurationError(*problems)
+    return bundle
+
+
+def read_what_can_be_read(settings: Settings) -> tuple[Bundle, list[Problem]]:
+    """Read every file that the settings name; a bundle of those that can be, and why the others cannot."""
     files: dict[str, bytes] = {}
     problems = []
     for key, path in named_files(settings):
@@ -51,9 +59,7 @@ def read_bundle(settings: Settings) -> Bundle:
             files[path] = files.get(path) or (_cloudflare() if path == CLOUDFLARE else read_file(path))
         except ValueError as error:
             problems.append(Problem(key, str(error)))
-    if problems:
-        raise ConfigurationError(*problems)
-    return Bundle(settings, files)
+    return Bundle(settings, files), problems
 
 
 def named_files(settings: Settings) -> Iterator[tuple[str, str]]:

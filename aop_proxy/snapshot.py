@@ -56,7 +56,7 @@ class Snapshot:
 
 
 def build(bundle: Bundle, generation: int, key_log: tls.KeyLog | None) -> Snapshot:
-    """Build a snapshot. Raises ConfigurationError with every problem of every file."""
+    """Build a snapshot. Raises ConfigurationError with every problem of every file that the bundle holds."""
     return _Builder(bundle, key_log).build(generation)
 
 
@@ -122,6 +122,8 @@ class _Builder:
         found: list[x509.Certificate] = []
         for index, name in enumerate(clients.ca):
             findings = self._findings if note else Findings()
+            if name not in self._files:
+                continue
             certificates = credentials.read_authorities(f"{path}.ca[{index}]", self._files[name], findings)
             found += certificates
             if note:
@@ -133,6 +135,8 @@ class _Builder:
     ) -> list[x509.CertificateRevocationList]:
         lists: list[x509.CertificateRevocationList] = []
         for index, name in enumerate(clients.crl):
+            if name not in self._files:
+                continue
             lists += credentials.read_revocation_lists(f"{path}.crl[{index}]", self._files[name], self._findings)
         issuers = [crl.issuer for crl in lists]
         for authority in authorities if clients.crl else []:
@@ -146,6 +150,8 @@ class _Builder:
 
     def _server_credentials(self, path: str, site: Site) -> credentials.ServerCredentials | None:
         password_file = site.private_key_password_file
+        if not {site.certificate, site.private_key, password_file or site.certificate} <= self._files.keys():
+            return None
         password = self._files[password_file].rstrip(b"\r\n") if password_file else None
         key_path = f"{path}.private_key" if site.private_key != site.certificate else f"{path}.certificate"
         server = credentials.read_server_credentials(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, cast
 
 from aop_proxy.farewell import SUITES, Buffer
+from aop_proxy.model import Settings
 from aop_proxy.reasons import Reason
 
 MAX_RECORD_PLAINTEXT = 16384
@@ -92,6 +93,16 @@ class KeyLog:
         """Close both ends."""
         os.close(self._reader)
         os.close(self._writer)
+
+
+def open_key_log(settings: Settings) -> KeyLog | None:
+    """The pipe that pages need; None if they are not wanted, or cannot be had here."""
+    if settings.refusal == "alert":
+        return None
+    try:
+        return KeyLog()
+    except OSError:
+        return None
 
 
 class _NamedObject(ssl.SSLObject):

@@ -19,10 +19,10 @@ import uvloop
 from aop_proxy import snapshot
 from aop_proxy.channel import Channel, Commit, Prepare, Reply
 from aop_proxy.log import Log
-from aop_proxy.model import Bundle, ConfigurationError, Problem
+from aop_proxy.model import ConfigurationError, Problem
 from aop_proxy.reasons import Reason
 from aop_proxy.server import Server
-from aop_proxy.tls import KeyLog
+from aop_proxy.tls import KeyLog, open_key_log
 
 _PR_SET_DUMPABLE = 4
 
@@ -60,7 +60,7 @@ class Worker:
             if self._has_privileges:
                 _drop_privileges(command.bundle.settings.user)
                 self._has_privileges = False
-                self._key_log = _open_key_log(command.bundle)
+                self._key_log = open_key_log(command.bundle.settings)
             self._prepared = snapshot.build(command.bundle, command.generation, self._key_log)
         except ConfigurationError as error:
             return {"problems": [[problem.path, problem.sentence] for problem in error.problems]}
@@ -80,16 +80,6 @@ class Worker:
         else:
             self._server.switch(self._prepared)
         self._prepared = None
-
-
-def _open_key_log(bundle: Bundle) -> KeyLog | None:
-    """The pipe that pages need; None if they are not wanted, or cannot be had here."""
-    if bundle.settings.refusal == "alert":
-        return None
-    try:
-        return KeyLog()
-    except OSError:
-        return None
 
 
 def _drop_privileges(user: str | None) -> None:
