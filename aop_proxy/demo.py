@@ -197,7 +197,7 @@ def _backend() -> Iterator[int]:
 
 
 def _make_certificates(directory: Path) -> None:
-    """A CA that plays Cloudflare's, a client's certificate of it and an expired one, a self-signed one, the server's."""
+    """A CA that plays Cloudflare's, two client certificates of it (one expired), a self-signed one, the server's."""
     day = timedelta(days=1)
     authority = _issue("demo origin-pull CA", None, -day, day, authority=True)
     for stem, issued in {

@@ -113,8 +113,9 @@ class _Builder:
                 self._key_log,
                 remember_names=not self._reads_names_first,
             )
-        except ssl.SSLError as error:
-            self._findings.problem(f"{path}.certificate", f"OpenSSL refuses this certificate or key ({error.reason})")
+        except OSError as error:  # ssl.SSLError is one
+            why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+            self._findings.problem(f"{path}.certificate", f"OpenSSL cannot load this certificate and key ({why})")
             return None
         return Gate(site, site.hosts[0] if site.hosts else "*", context, Rules.of(site.clients))
 

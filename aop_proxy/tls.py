@@ -195,6 +195,9 @@ def _assert_closed(context: ssl.SSLContext) -> None:
         raise RuntimeError("a TLS context does not require client certificates")
 
 
+_DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+
+
 @contextlib.contextmanager
 def _as_path(content: bytes) -> Iterator[str]:
     """A path to `content`, for OpenSSL's functions that want one; nothing is written to a disk where memfd exists."""
@@ -202,7 +205,7 @@ def _as_path(content: bytes) -> Iterator[str]:
     with os.fdopen(descriptor, "w+b") if descriptor >= 0 else tempfile.TemporaryFile() as file:
         file.write(content)
         file.seek(0)
-        yield f"/dev/fd/{file.fileno()}"
+        yield f"{_DESCRIPTORS}/{file.fileno()}"
 
 
 class NameReader:
