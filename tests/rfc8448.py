@@ -1,0 +1,229 @@
+"""The traces of RFC 8448 (Example Handshake Traces for TLS 1.3) that a TLS 1.3 server and its record sealing are held to.
+
+Section 3 (Simple 1-RTT Handshake), 5 (HelloRetryRequest) and 6 (Client Authentication), all AES-128-GCM-SHA256: the
+(EC)DHE secret, the whole handshake, and all that the server sent under its application key. `test_tls13.py` recomputes
+every secret, key, IV and record, so that a single wrong digit fails it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PublishedRecord:
+    """One record of the trace: what was sealed under which sequence number, and the complete record that came of it."""
+
+    sequence: int
+    content_type: int
+    plaintext: bytes
+    wire: bytes
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One connection: its hellos as messages, then its flights and the server's application records as on the wire."""
+
+    section: str
+    shared_secret: bytes
+    hellos: tuple[bytes, ...]  # ClientHello [, HelloRetryRequest, ClientHello], ServerHello
+    server_flight: bytes  # under the server's handshake key: EncryptedExtensions ... Finished
+    client_flight: bytes  # under the client's handshake key: [Certificate, CertificateVerify,] Finished
+    server_application_traffic_secret: bytes
+    server_key: bytes
+    server_iv: bytes
+    server_records: tuple[PublishedRecord, ...]
+
+
+SIMPLE = Trace(
+    section="3, Simple 1-RTT Handshake",
+    shared_secret=bytes.fromhex("8bd4054fb55b9d63fdfbacf9f04b9f0d35e6d63f537563efd46272900f89492d"),
+    hellos=(
+        bytes.fromhex("""
+            010000c00303cb34ecb1e78163ba1c38c6dacb196a6dffa21a8d9912ec18a2ef6283024dece700000613011303130201000091000000
+            0b0009000006736572766572ff01000100000a00140012001d0017001800190100010101020103010400230000003300260024001d00
+            2099381de560e4bd43d23d8e435a7dbafeb3c06e51c13cae4d5413691e529aaf2c002b0003020304000d0020001e0403050306030203
+            08040805080604010501060102010402050206020202002d00020101001c00024001
+        """),
+        bytes.fromhex("""
+            020000560303a6af06a4121860dc5e6e60249cd34c95930c8ac5cb1434dac155772ed3e2692800130100002e00330024001d0020c982
+            8876112095fe66762bdbf7c672e156d6cc253b833df1dd69b1b04e751f0f002b00020304
+        """),
+    ),
+    server_flight=bytes.fromhex("""
+        17030302a2d1ff334a56f5bff6594a07cc87b580233f500f45e489e7f33af35edf7869fcf40aa40aa2b8ea73f848a7ca07612ef9f945
+        cb960b4068905123ea78b111b429ba9191cd05d2a389280f526134aadc7fc78c4b729df828b5ecf7b13bd9aefb0e57f271585b8ea9bb
+        355c7c79020716cfb9b1183ef3ab20e37d57a6b9d7477609aee6e122a4cf51427325250c7d0e509289444c9b3a648f1d71035d2ed65b
+        0e3cdd0cbae8bf2d0b227812cbb360987255cc744110c453baa4fcd610928d809810e4b7ed1a8fd991f06aa6248204797e36a6a73b70
+        a2559c09ead686945ba246ab66e5edd8044b4c6de3fcf2a89441ac66272fd8fb330ef8190579b3684596c960bd596eea520a56a8d650
+        f563aad27409960dca63d3e688611ea5e22f4415cf9538d51a200c27034272968a264ed6540c84838d89f72c24461aad6d26f59ecaba
+        9acbbb317b66d902f4f292a36ac1b639c637ce343117b659622245317b49eeda0c6258f100d7d961ffb138647e92ea330faeea6dfa31
+        c7a84dc3bd7e1b7a6c7178af36879018e3f252107f243d243dc7339d5684c8b0378bf30244da8c87c843f5e56eb4c5e8280a2b48052c
+        f93b16499a66db7cca71e4599426f7d461e66f99882bd89fc50800becca62d6c74116dbd2972fda1fa80f85df881edbe5a37668936b3
+        35583b599186dc5c6918a396fa48a181d6b6fa4f9d62d513afbb992f2b992f67f8afe67f76913fa388cb5630c8ca01e0c65d11c66a1e
+        2ac4c85977b7c7a6999bbf10dc35ae69f5515614636c0b9b68c19ed2e31c0b3b66763038ebba42f3b38edc0399f3a9f23faa63978c31
+        7fc9fa66a73f60f0504de93b5b845e275592c12335ee340bbc4fddd502784016e4b3be7ef04dda49f4b440a30cb5d2af939828fd4ae3
+        794e44f94df5a631ede42c1719bfdabf0253fe5175be898e750edc53370d2b
+    """),
+    client_flight=bytes.fromhex("""
+        170303003575ec4dc238cce60b298044a71e219c56cc77b0517fe9b93c7a4bfc44d87f38f80338ac98fc46deb384bd1caeacab6867d7
+        26c40546
+    """),
+    server_application_traffic_secret=bytes.fromhex("a11af9f05531f856ad47116b45a950328204b4f44bfb6b3a4b4f1f3fcb631643"),
+    server_key=bytes.fromhex("9f02283b6c9c07efc26bb9f2ac92e356"),
+    server_iv=bytes.fromhex("cf782b88dd83549aadf1e984"),
+    server_records=(
+        PublishedRecord(
+            sequence=0,
+            content_type=22,
+            plaintext=bytes.fromhex("""
+                040000c90000001efad6aac502000000b22c035d829359ee5ff7af4ec900000000262a6494dc486d2c8a34cb33fa90bf1b0070ad3c49
+                8883c9367c09a2be785abc55cd226097a3a982117283f82a03a143efd3ff5dd36d64e861be7fd61d2827db279cce145077d454a3664d
+                4e6da4d29ee03725a6a4dafcd0fc67d2aea70529513e3da2677fa5906c5b3f7d8f92f228bda40dda721470f9fbf297b5aea617646fac
+                5c03272e970727c621a79141ef5f7de6505e5bfbc388e93343694093934ae4d3570008002a000400000400
+            """),
+            wire=bytes.fromhex("""
+                17030300de3a6b8f90414a97d6959c3487680de5134a2b240e6cffac116e95d41d6af8f6b580dcf3d11d63c758db289a015940252f55
+                713e061dc13e078891a38efbcf5753ad8ef170ad3c7353d16d9da773b9ca7f2b9fa1b6c0d4a3d03f75e09c30ba1e62972ac46f75f7b9
+                81be63439b2999ce13064615139891d5e4c5b406f16e3fc181a77ca475840025db2f0a77f81b5ab05b94c01346755f69232c86519d86
+                cbeeac87aac347d143f9605d64f650db4d023e70e952ca49fe5137121c74bc2697687e248746d6df353005f3bce18696129c8153556b
+                3b6c6779b37bf15985684f
+            """),
+        ),
+        PublishedRecord(
+            sequence=1,
+            content_type=23,
+            plaintext=bytes.fromhex("""
+                000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e2f3031
+            """),
+            wire=bytes.fromhex("""
+                17030300432e937e11ef4ac740e538ad36005fc4a46932fc3225d05f82aa1b36e30efaf97d90e6dffc602dcb501a59a8fcc49c4bf2e5
+                f0a21c0047c2abf332540dd032e167c2955d
+            """),
+        ),
+        PublishedRecord(
+            sequence=2,
+            content_type=21,
+            plaintext=bytes.fromhex("0100"),
+            wire=bytes.fromhex("1703030013b58fd67166ebf599d24720cfbe7efa7a8864a9"),
+        ),
+    ),
+)
+
+RETRY = Trace(
+    section="5, HelloRetryRequest",
+    shared_secret=bytes.fromhex("c142ce13ca11b5c2233652e63ad3d97844f1621fbfb9de69d547dc8fedeabeb4"),
+    hellos=(
+        bytes.fromhex("""
+            010000b00303b0b1c5a5aa37c5919f2ed1d5c6fff7fcb7849716945a2b8cee9258a346677b6f00000613011303130201000081000000
+            0b0009000006736572766572ff01000100000a00080006001d00170018003300260024001d0020e8e8e3f3b93a25ed97a14a7dcacb8a
+            272c6288e585c6484d05262fcad062ad1f002b0003020304000d0020001e040305030603020308040805080604010501060102010402
+            050206020202002d00020101001c00024001
+        """),
+        bytes.fromhex("""
+            020000ac0303cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c001301000084003300020017002c0074
+            007271dcd04bb88bc3189119398a00000000eefafc76c146b823b096f8aacad365dd0030953f4edf625636e5f21bb2e23fcc654b1b5b
+            40318d10d137abcbb87574e36e8a1f025f7dfa5d6e50781b5eda4aa15b0c8be778257d16aa3030e9e7841dd9e4c0342267e8ca0caf57
+            1fb2b7cff0f934b0002b00020304
+        """),
+        bytes.fromhex("""
+            010001fc0303b0b1c5a5aa37c5919f2ed1d5c6fff7fcb7849716945a2b8cee9258a346677b6f000006130113031302010001cd000000
+            0b0009000006736572766572ff01000100000a00080006001d001700180033004700450017004104a6da7392ec591e17abfd535964b9
+            9894d13befb221b3def2ebe3830eac8f0151812677c4d6d2237e85cf01d6910cfb83954e76ba7352830534159897e8065780002b0003
+            020304000d0020001e040305030603020308040805080604010501060102010402050206020202002c0074007271dcd04bb88bc31891
+            19398a00000000eefafc76c146b823b096f8aacad365dd0030953f4edf625636e5f21bb2e23fcc654b1b5b40318d10d137abcbb87574
+            e36e8a1f025f7dfa5d6e50781b5eda4aa15b0c8be778257d16aa3030e9e7841dd9e4c0342267e8ca0caf571fb2b7cff0f934b0002d00
+            020101001c00024001001500af
+        """)
+        + bytes(175),
+        bytes.fromhex("""
+            020000770303bb341d847fd789c47c387172dc0c9bf147fccacb5043d86ca4c598d3ff571b9800130100004f00330045001700410458
+            3e054b7a66672ae020ad9d2686fcc85b5ad41a134a0f03ee72b893052bd85b4c8de6776f5b04ac07d83540eab3e3d9c547bc6528c431
+            7d294686093a6cad7d002b00020304
+        """),
+    ),
+    server_flight=bytes.fromhex("""
+        170303029699bee20baf5b7fc727bfab6223928a381e6d0cf9c4da653f9d2a7b23f7de11cce842d5cf75631763450ffb8b0cc1d238e6
+        58af7a12adc86243114ab14a1da2fae42621ce483fb6242eabfaad52566b02b31d2eddedefeb80e66a9900d5f973b40c4fdf74719ecf
+        1b68d7f9c3b6ceb903ca13dd1bb8f8187ae33417e1d152522c5822a1a03ad52c838c55953d610222874cce8e1790b229a2aa0b53c8d3
+        77ee720182951dc6181dc5d90bd1f0105ed1e84aa5f75957c6661897079e5ea5007449e3197bdc7c9beeedddeafdd844afa5c315ecfe
+        65e576afe909812880620ec7048b42d7f5c78d76f299d6d82534bdd8f512febc0ed3814aca470cd8000d3e1cb9962b052fbb950df683
+        a52c2ba77ed3713b122937a6e5170964e2ab7969dcd980b3db9b458da7603124d6dc005e4d6e04b4d0c4baf3275db827dbba0a6db096
+        72171fc057b3851d7e026841e2978fbd2346bbefdd0376bb1108fe9acc92189f5650aa5e85d8e8c7b67ac510dba003d3d7e16350bb66
+        d45013efd44c9b607c0d318c4c7d1a1f5cbc57e20611804e3787d7b4a4b5f08ed8fd70bdaeade02260b12ab842ef690b4a3ee7911e84
+        1b374ecd5ebbbc2a54d047b600336dd7d0c88b4bc10e58ee6cb656de7247fa20d8e91deb84628608cf80615b62e96c1491c7ac3755eb
+        6901405d3474fe1ac79d106a0cee56c2577fc88480f96cb6b8c681b7b68b53c146093908f350888175bdfb0b1e31ad61e30ba0adfe6d
+        223aa03c0783b5001a57587c328a9afcfcfb978d1cd4328f7d9d60530e630befd96c0c816ee20b0100768ae2a6df51fc68f172740a79
+        af11398ee3be1252491fa9c693479e877f94ab7c5f8cad480203e6ab7b87dd71e8a0729113df17f5eee86ce108d1d72007ec1cd13c85
+        a6c149621e77b7d78d805a30f0be030c315e54
+    """),
+    client_flight=bytes.fromhex("""
+        1703030035d74f1923c662fd34137c6f502f3dd2b93d951d1b3bc97e42afe23c31abea92fe91b474999e85e3b791ce252fe8c3e9f939
+        a4120cb2
+    """),
+    server_application_traffic_secret=bytes.fromhex("5c74f87df04225db0f8209c9de6429e49435fdefa7cad61864874d12f31cfc8d"),
+    server_key=bytes.fromhex("f27a5d97bd25550c4823b0f3e5d29388"),
+    server_iv=bytes.fromhex("0dd631f7b71cbbc797c35fe7"),
+    server_records=(
+        PublishedRecord(
+            sequence=0,
+            content_type=21,
+            plaintext=bytes.fromhex("0100"),
+            wire=bytes.fromhex("1703030013519fc5075cb0884349759ff9ef6f011bb4c6f2"),
+        ),
+    ),
+)
+
+CLIENT_AUTHENTICATION = Trace(
+    section="6, Client Authentication",
+    shared_secret=bytes.fromhex("7dc114f6475dfa7977be736ef7cbebc48c70329e8e9a74b4d7033c43f9597d4f"),
+    hellos=(
+        bytes.fromhex("""
+            010000bc03036a472236328b83af40386d3a3e1f1ce624fa4ed89ab865a4ff0f4144ce3ae2330000061301130313020100008d000000
+            0b0009000006736572766572ff01000100000a00140012001d00170018001901000101010201030104003300260024001d0020089cc2
+            671f738d9a671e5b2e464981d05b76e361aa22aea91f1d49ca10a7a362002b0003020304000d0020001e040305030603020308040805
+            080604010501060102010402050206020202002d00020101001c00024001
+        """),
+        bytes.fromhex("""
+            0200005603033b50fdf1c3d572e40e68953e7fff4e2758459c59afa0582c0ea032874255fe6e00130100002e00330024001d00206c2e
+            50e865919a6b5a12dfaf918f92b442567b0f89bc54478c6921366658f062002b00020304
+        """),
+    ),
+    server_flight=bytes.fromhex("""
+        17030302166d0a7ac079b32a94aa68c4e2893e8bd0d3c185f549c236fbbce3d647f08f3c94a2bf424d8708883605ad8955f97718b021
+        3dead13dfb23ebb8381da582756612bcb5a5d40847719fbe9f179bfae656f3ecfd59a4c0d35132ce418a7e46f6b6a60622f8a6c06b28
+        d83360163563be9c37f97eb902326924a72b3ed8c8381277d1581cab9c3715ac2401398467ad7ebfab3d0c3419e750104f7d62c50279
+        01f2e4cd4ca5b8071eb03d3c732d83215066dfc4d291d4c1ff3b8d7e4298f677d4d51dea1168d8f16cb27ba40266313a1fedf9e23cc7
+        7f765450f9e96f05d08f3da245b14d4946f07ec81eed6d56f26bd574f0b7f7c7047037c16fce3b23754e662fad73e2b7213f6af29676
+        9c99a1d38e6232e0ec8dc4f84d6aa6f7de3887be0057862f9018e0ab396705aa4090ab5f2dff6325a557e7320d4effd46bb4f997d163
+        207cce6665294aa4465541e3fe37ee7350659ea550d6dcb6af3c518852c7a14c3cc15bc32b3273bdf1751da184203135b117d300204f
+        b12d58ca9ac34b68eca27030832f7a4b46d2a55757f63fe8f6e85ac47469e6198da88a64586bf23c69590de822263be75fd836847240
+        c48f8c145cd6bd698962e7edc234ebe59231351eef8d7652cf3b08ab3af6e5ec74c58a8da34b39f9b0d6c4279a9a1f82071729e7059d
+        d7f7b95b9433c4684ce1891a6d33432d52eddb0b8cee9181d403eccc12991f1ad4aa62c36049713a7bb135fdda6661a05a93f8c16f
+    """),
+    client_flight=bytes.fromhex("""
+        1703030280b46a63934e673841abaf267403bc677f6b6d2a1e2f12bb5f62683bfe36a82673f06d6287ddd609bcf2f5fd3225923d24af
+        3c76682c180ee571a17ca4bfbe2f510dc9a0e1fca5cff2cee87d11cb531a6ef90bf5309a6b63bbbc0b88ea45103a4304091543859fa1
+        1ec032ed873444cd5185ead5f6a76420f0f0286acef802c8e4788c23275f1b06da600f4a7decd0bc59d7bef10e649ae32690397fc3d4
+        ed6f30f801d8cd569b71ad4fa05ea7cf2ac2dfa150d220505d4011b34d09d53853eba61a101e4f8dca47d8171a884b19259a3dd48c5a
+        c141983edc77814d25e7f66bbbdb9096839266e06561828ecfb27eafd4e9e81a0b96e3bfa42dae5ad80359b9a6661402c3a210417703
+        0106dbd8f65bb6a0159d512eb13af22a259f313bd58c2e21fe053d57f2a962b0a4ea682c96f70b79b560136192823b27be6a2fb7b1c7
+        51ccc0e3303615541485b7b307b423332c11efa80b72f9b80a53e53f7bb38a3af4c59f8008bad0544e5614e688ff57bccd6935f81f44
+        7f420c1c1bf4058818e90bf5dc716ccae42524856df8250bcdbd7af65f82dd53061d024f6d2ff5c11e3792a9a70e0ee2a3c20a1b968a
+        c391f8f92831135d25242ada2fe241c2653ec996339dfa12dfae7a3373df88b07ca27aef6dc266a25f13f75c76039c1f46fd7a53ae63
+        99c999f4b2aee18e480d6d12bfae226bbdc92a6ad50b4d3bac7abc3b3651eb5be56f33bf41127b3ca886dc714a50d1490357bd40d9fd
+        6be42209a4ddb9ebb2987e29f120f05814614d2c79320015b461fe7324447670a1af5f65caed15b474ab7faa495016adf808e53b94ef
+        54afbb0e0a3a2732ab597f7d5923c77386aa5124731f8cc73e703b341c175a454939a77ab64313c15cf3fe03c4f33842564976
+    """),
+    server_application_traffic_secret=bytes.fromhex("c49a91faf57f8c545d5048a015bf849ff63942e4a7edcd319f8b438a97c52e21"),
+    server_key=bytes.fromhex("88b3123ddecadf8c1ba298e2c18176b0"),
+    server_iv=bytes.fromhex("4e0978513f9de8327c08e4f3"),
+    server_records=(
+        PublishedRecord(
+            sequence=0,
+            content_type=21,
+            plaintext=bytes.fromhex("0100"),
+            wire=bytes.fromhex("17030300131decc5d6e64bba8a6f21b4fd077497da2a90cb"),
+        ),
+    ),
+)
+
+TRACES = (SIMPLE, RETRY, CLIENT_AUTHENTICATION)
