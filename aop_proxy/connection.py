@@ -31,6 +31,8 @@ TLS_HANDSHAKE_RECORD = b"\x16"
 MAX_LINGER_BYTES = 64 * 1024 * 1024
 """What a client that was turned away may still send before it is reset, so that it reads its page first. Throwing
 bytes away costs next to nothing, and the deadline (`timeouts.linger`) is the real bound."""
+QUESTION_PATIENCE = 0.25
+"""Seconds. Chromium and Go drop a connection that speaks before they have: they ask within a few milliseconds."""
 _HTTP_METHOD = re.compile(rb"[A-Z]{1,32} ")
 _START_OF_METHOD = re.compile(rb"[A-Z]{1,32}")
 _SILENCE = Refused(Reason.CLIENT_SILENT, None, b"")
@@ -79,7 +81,7 @@ class Connection:
             self.record.reason = Reason.CLIENT_RESET
         except Exception:  # noqa: BLE001 - a bug costs one connection, and is told in full
             self.record.reason = Reason.INTERNAL_ERROR
-            self._server.log.event("error", "internal_error", traceback=traceback.format_exc()[-2000:])
+            self._server.log.event("error", "internal_error", traceback=traceback.format_exc().splitlines()[-12:])
         self._poller.forget(self._fd)
         self._socket.close()
         self._server.forget(self)
@@ -114,8 +116,10 @@ class Connection:
         session = outcome.session
         refusal = self._judge(outcome)
         if refusal is not None:
+            if not outcome.behind:
+                await self._wait_for_the_question()
             return await self._explain(session, refusal)
-        first = await self._first_plaintext(session)
+        first = await self._first_plaintext(outcome)
         if first is None:
             return Reason.CLOSED
         upstream = await dial(self._poller, self._gate.site.upstream, timeouts.connect)
@@ -124,9 +128,11 @@ class Connection:
         end, address = upstream
         self.record.upstream = address.url
         with end:
-            reason = await self._forward(session, end, first)
+            relay = await self._forward(session, end, first)
             self._poller.forget(end.fileno())
-        return reason
+        if relay.client_may_be_sending:
+            await self._linger()
+        return relay.finished.result()
 
     async def _shake_hands(self) -> Accepted | Refused:
         """From the first byte to a verified certificate, or to the refusal that OpenSSL decided."""
@@ -191,10 +197,10 @@ class Connection:
             return Reason.BAD_CERTIFICATE
         return self._gate.rules.decide(identity)
 
-    async def _first_plaintext(self, session: TlsSession) -> bytes | None:
+    async def _first_plaintext(self, accepted: Accepted) -> bytes | None:
         """Wait for the client to say something, so that an idle connection holds no backend; None if it leaves."""
+        session, ciphertext = accepted.session, memoryview(accepted.behind)
         plaintext = self._server.buffers.plaintext
-        ciphertext = memoryview(b"")
         self.waiting_since = self._loop.time()
         try:
             await self._send(session.take_output())
@@ -216,16 +222,14 @@ class Connection:
         finally:
             self.waiting_since = None
 
-    async def _forward(self, session: TlsSession, end: socket.socket, first: bytes) -> Reason:
+    async def _forward(self, session: TlsSession, end: socket.socket, first: bytes) -> Relay:
         relay = self._relay = Relay(self._poller, self._server.buffers, session, self._socket, end)
         relay.start(first)
-        reason = await relay.finished
+        await relay.finished
         self.record.bytes_from_client = relay.bytes_from_client
         self.record.bytes_from_upstream = relay.bytes_from_upstream
         self._relay = None
-        if relay.client_may_be_sending:
-            await self._linger()
-        return reason
+        return relay
 
     async def _turn_away(self, refused: Refused) -> Reason:
         """Say why in a sealed page if that is allowed, else with OpenSSL's alert; one of the two, never both."""
@@ -234,9 +238,17 @@ class Connection:
             page = pages.page(refused.reason, self.record.reference)
             farewell = seal_farewell(refused.sealing.secret, refused.sealing.suite, page)
             refused.sealing.secret[:] = bytes(len(refused.sealing.secret))
+            if not refused.asked:
+                await self._wait_for_the_question()
         if farewell:
             await self._last_words(farewell)
         return refused.reason
+
+    async def _wait_for_the_question(self) -> None:
+        """Give a client the time to ask: some take an answer that comes before their request for no answer at all."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(QUESTION_PATIENCE):
+                await self._readable()
 
     async def _explain(self, session: TlsSession, reason: Reason) -> Reason:
         """Send a page on a live session whose client is not served, and read nothing more of it."""

@@ -142,7 +142,6 @@ class Relay:
             self._reset_both(Reason.CLIENT_RESET)
             return
         self.active_at = self._now()
-        self.upstream_spoke_last = False
         if not received:
             self._end_client()
             return
@@ -155,6 +154,7 @@ class Relay:
         if session.output_pending:
             self._answer_client()
         if filled:
+            self.upstream_spoke_last = False
             self.bytes_from_client += filled
             self._send_upstream(buffers.plaintext[:filled])
         if session.client_ended:

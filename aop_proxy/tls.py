@@ -18,11 +18,10 @@ from aop_proxy.reasons import Reason
 
 MAX_RECORD_PLAINTEXT = 16384
 """RFC 8446 section 5.1."""
-FEED = 16 * 1024
-"""Bytes put into a memory BIO at a time: it grows to 4/3 of the most it ever held, and never shrinks."""
 UNRECOGNIZED_NAME_ALERT = bytes.fromhex("15 03 03 00 02 02 70")
 """A fatal unrecognized_name in clear (RFC 6066 section 3), for when nothing has been said yet."""
 
+_RECORD_HEADER = 5
 _SEALED_ALERT = bytes.fromhex("17 03 03 00 13")
 _SEALED_ALERT_LENGTH = 24
 """A sealed alert is always 5 bytes of header, 2 of alert, 1 of type, 16 of tag."""
@@ -255,6 +254,8 @@ class Refused(NamedTuple):
     certificate: bytes | None = None
     """DER of the leaf the client showed: claimed, not proven."""
     cipher: str | None = None
+    asked: bool = True
+    """Something came behind the client's Finished: its request, most likely."""
 
 
 class Accepted(NamedTuple):
@@ -263,6 +264,8 @@ class Accepted(NamedTuple):
     session: "TlsSession"
     certificate: bytes
     """DER of the leaf."""
+    behind: bytes
+    """What the client sent behind its Finished, still encrypted: to be decrypted first."""
     cipher: str
     alpn: str | None
 
@@ -271,8 +274,8 @@ class TlsSession:
     """One TLS connection, as the server."""
 
     __slots__ = (
-        "_hello", "_incoming", "_key_log", "_object", "_outgoing", "_quiet", "_secret", "_secrets_seen",
-        "client_ended", "server_name",
+        "_cut_header", "_feed", "_hello", "_incoming", "_key_log", "_missing", "_object", "_outgoing", "_quiet",
+        "_read", "_secret", "_secrets_seen", "client_ended", "server_name",
     )  # fmt: skip
 
     def __init__(self, context: ssl.SSLContext, quiet: ssl.SSLContext, key_log: KeyLog | None) -> None:
@@ -287,6 +290,12 @@ class TlsSession:
         self._secrets_seen = 0
         self.server_name: str | None = None
         """The name in the first ClientHello, where the context remembers names."""
+        self._feed = self._incoming.write
+        # With a buffer it returns a count, whatever its annotation says.
+        self._read = cast("Callable[[int, memoryview], int]", self._object.read)
+        self._missing = 0
+        """Bytes that the record in the BIO still lacks."""
+        self._cut_header = b""
         self.client_ended = False
         """The client has sent its close_notify."""
 
@@ -321,31 +330,49 @@ class TlsSession:
         return self._outgoing.pending
 
     def decrypt(self, ciphertext: memoryview, plaintext: memoryview) -> int:
-        """Decrypt what the client sent, and what came with its Finished, into `plaintext`; the number of bytes there.
+        """Decrypt what the client sent into `plaintext`; the number of bytes there now.
 
-        `plaintext` must be longer than `ciphertext` by a record. Every record that is complete is decrypted, so at
-        most a part of one stays behind. There may be output afterwards: OpenSSL answers KeyUpdates by itself. Raises
-        ssl.SSLError when the client breaks the protocol; sets `client_ended` when it has sent its close_notify.
+        `plaintext` must be as long as `ciphertext`, and a record longer. OpenSSL is fed whole records, one at a time:
+        its BIO then never grows beyond one, and is never read in vain, which would cost an exception. The beginning of
+        a record whose end has not come waits in the BIO. There may be output afterwards: OpenSSL answers KeyUpdates by
+        itself. Raises ssl.SSLError when the client breaks the protocol; sets `client_ended` at its close_notify.
         """
-        filled = fed = 0
-        incoming = self._incoming
-        read = cast("Callable[[int, memoryview], int]", self._object.read)  # with a buffer it returns a count
-        while True:
-            incoming.write(ciphertext[fed : fed + FEED])
-            while incoming.pending:  # asking is cheaper than the exception that reading an empty BIO raises
-                try:
-                    length = read(MAX_RECORD_PLAINTEXT, plaintext[filled:])
-                except ssl.SSLWantReadError:
-                    break
-                except ssl.SSLZeroReturnError:
-                    length = 0
-                if not length:
-                    self.client_ended = True
-                    return filled
-                filled += length
-            fed += FEED
-            if fed >= len(ciphertext):
-                return filled
+        read, feed = self._read, self._feed
+        filled = start = 0
+        end = len(ciphertext)
+        while start < end:
+            stop = start + (self._missing or self._begin_record(ciphertext, start))
+            if stop > end:
+                feed(ciphertext[start:])
+                self._missing = stop - end
+                break
+            feed(ciphertext[start:stop])
+            self._missing = 0
+            start = stop
+            try:
+                length = read(MAX_RECORD_PLAINTEXT, plaintext[filled:])
+            except ssl.SSLWantReadError:  # a record without data: a KeyUpdate
+                continue
+            except ssl.SSLZeroReturnError:
+                length = 0
+            if not length:
+                self.client_ended = True
+                break
+            filled += length
+        return filled
+
+    def _begin_record(self, ciphertext: memoryview, start: int) -> int:
+        """How many bytes from `start` on the next record takes (RFC 8446 section 5.1: a header of 5, with its length).
+
+        A header that is cut goes into the BIO as far as it is here, and its length is asked for again with its rest.
+        """
+        known = len(self._cut_header)
+        header = self._cut_header + bytes(ciphertext[start : start + _RECORD_HEADER - known])
+        if len(header) < _RECORD_HEADER:
+            self._cut_header = header
+            return len(header) - known
+        self._cut_header = b""
+        return _RECORD_HEADER - known + int.from_bytes(header[3:])
 
     def encrypt(self, plaintext: memoryview) -> list[bytes]:
         """Encrypt; one bytes object per record, to be sent in this order and behind any output taken before."""
@@ -369,7 +396,7 @@ class TlsSession:
         self._note_server_name()
         self._object.context = self._quiet
         self._forget_secret()
-        return Accepted(self, certificate, cipher[0], self._object.selected_alpn_protocol())
+        return Accepted(self, certificate, self._incoming.read(), cipher[0], self._object.selected_alpn_protocol())
 
     def _refuse(self, error: ssl.SSLError) -> Refused:
         reason = _CERTIFICATE_REFUSALS.get(error.reason or "")
@@ -384,9 +411,10 @@ class TlsSession:
         sealing = self._sealing(output, suite)
         if sealing is None:
             self._forget_secret()
+        asked = _has_asked(self._incoming.read(), suite)
         self._drop()
         # With `sealing`, OpenSSL's alert goes nowhere: it bears the key and sequence number of our first record.
-        return Refused(reason, sealing, b"" if sealing else output, claimed, suite)
+        return Refused(reason, sealing, b"" if sealing else output, claimed, suite, asked)
 
     def _sealing(self, output: bytes, suite: str) -> Sealing | None:
         """Decide whether OpenSSL's alert may be replaced by a page: only if nothing is in doubt.
@@ -407,7 +435,7 @@ class TlsSession:
     def _drop(self) -> None:
         """Let go of the dead session, so that no later flush can find anything of it."""
         self._note_server_name()
-        del self._object, self._incoming, self._outgoing
+        del self._object, self._incoming, self._outgoing, self._feed, self._read
 
     def _note_server_name(self) -> None:
         if isinstance(self._object, _NamedObject):
@@ -426,6 +454,20 @@ class TlsSession:
     def _forget_secret(self) -> None:
         self._secret[:] = bytes(len(self._secret))
         self._secret = bytearray()
+
+
+def _has_asked(unread: bytes, suite: str) -> bool:
+    """Whether anything follows the client's Finished in what OpenSSL has left unread.
+
+    Told by the length of the last record (a Finished is a header of 4 and a digest, and sealing adds 17: RFC 8446
+    sections 4 and 5.2). It decides when a page is sent, and nothing else.
+    """
+    finished = _RECORD_HEADER + 4 + (48 if suite.endswith("SHA384") else 32) + 17
+    position = last = 0
+    while position < len(unread):
+        last = _RECORD_HEADER + int.from_bytes(unread[position + 3 : position + 5])
+        position += last
+    return last not in (0, finished)
 
 
 def _claimed_certificate(session: ssl.SSLObject) -> bytes | None:

@@ -215,6 +215,7 @@ class Parent:
         await _first(drained, self._ended, timeout=limit)
         if not drained.done():
             drained.cancel()
+            await asyncio.gather(drained, return_exceptions=True)
             self._log.event("warning", "drained", connections_cut="unknown")
             return ExitCode.CUT_CONNECTIONS
         cut = sum(int(reply.get("drained", 0)) for reply in drained.result() if reply)

@@ -555,7 +555,7 @@ class TlsClient:
         if self._one_byte_at_a_time:
             for byte in data:
                 self.sock.sendall(bytes([byte]))
-        else:
+        elif data:
             self.sock.sendall(data)
 
     def _feed(self) -> None:

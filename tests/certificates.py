@@ -4,7 +4,7 @@ In: what a certificate should say. Out: certificates with their keys, and PEM fi
 """
 
 import base64
-import datetime
+import datetime as dt
 import hashlib
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +20,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 KeyType = Literal["p256", "p384", "p224", "rsa2048", "rsa1024", "ed25519"]
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
-Validity = tuple[datetime.timedelta, datetime.timedelta]
+Validity = tuple[dt.timedelta, dt.timedelta]
 """From and until, counted from now."""
 
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
-DAY = datetime.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 QUARTER = (-DAY, 90 * DAY)
 """Long enough that nothing is said of an end that comes near."""
 
@@ -123,16 +123,16 @@ def _name(common_name: str) -> x509.Name:
 def _certificate(
     subject: x509.Name,
     key: PrivateKey,
-    issuer: x509.Name,
-    issuer_key: PrivateKey,
+    issuer: tuple[x509.Name, PrivateKey],
     validity: Validity,
     extensions: Iterable[tuple[x509.ExtensionType, bool]],
 ) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
+    issuer_name, issuer_key = issuer
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
+        .issuer_name(issuer_name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + validity[0])
@@ -162,8 +162,7 @@ class Authority:
         self.certificate: x509.Certificate = _certificate(
             _name(name),
             self.key,
-            parent.certificate.subject if parent else _name(name),
-            parent.key if parent else self.key,
+            (parent.certificate.subject, parent.key) if parent else (_name(name), self.key),
             validity,
             [(x509.BasicConstraints(True, path_length), True), (CERTIFYING, True)],
         )
@@ -209,7 +208,7 @@ class Authority:
             extensions.append((x509.SubjectAlternativeName(alternatives), False))
         subject = _name(common_name)
         issuer = (subject, private) if self_signed else (self.certificate.subject, self.key)
-        certificate = _certificate(subject, private, *issuer, validity, [*extensions, *extra])
+        certificate = _certificate(subject, private, issuer, validity, [*extensions, *extra])
         return Credentials(certificate, () if self_signed else self.chain, private, key_pem(private))
 
     def issue_server(self, *names: str, key: KeyType = "p256", validity: Validity = QUARTER) -> Credentials:
@@ -219,7 +218,7 @@ class Authority:
 
     def revoke(self, *revoked: Credentials, validity: Validity = QUARTER) -> bytes:
         """A certificate revocation list of this authority, PEM."""
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
