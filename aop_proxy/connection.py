@@ -18,7 +18,7 @@ from aop_proxy.farewell import Buffer, seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
 from aop_proxy.model import Dial
 from aop_proxy.reasons import Reason
-from aop_proxy.relay import Relay
+from aop_proxy.relay import MORE_FOLLOWS, Relay
 from aop_proxy.snapshot import Gate, Snapshot
 from aop_proxy.telemetry import ConnectionRecord
 from aop_proxy.tls import UNRECOGNIZED_NAME_ALERT, Accepted, NameReader, Refused, TlsSession
@@ -44,7 +44,7 @@ class Connection:
 
     __slots__ = (
         "_fd", "_gate", "_loop", "_poller", "_relay", "_server", "_snapshot", "_socket", "_task", "_waiter",
-        "ended_by_us", "heard", "record", "waiting_since",
+        "deadline", "ended_by_us", "heard", "record", "waiting_since",
     )  # fmt: skip
 
     def __init__(self, server: "Server", client: socket.socket, address: str) -> None:
@@ -58,6 +58,9 @@ class Connection:
         self._waiter: asyncio.Future[None] | None = None
         self._relay: Relay | None = None
         self._gate: Gate = self._snapshot.gates[0]
+        self.deadline: float | None = self._loop.time() + self._snapshot.settings.timeouts.handshake
+        """When the server is to end the handshake, from the first byte to the last; None once it is over. A timer for
+        each would cost more than the server's look at all of them."""
         self.heard = 0
         """Bytes received before the handshake was over."""
         self.ended_by_us: Reason | None = None
@@ -106,11 +109,8 @@ class Connection:
 
     async def _walk(self) -> Reason:
         timeouts = self._snapshot.settings.timeouts
-        try:
-            async with asyncio.timeout(timeouts.handshake):
-                outcome = await self._shake_hands()
-        except TimeoutError:
-            return Reason.HANDSHAKE_TIMEOUT if self.heard else Reason.CLIENT_SILENT
+        outcome = await self._shake_hands()
+        self.deadline = None
         if isinstance(outcome, Refused):
             return await self._turn_away(outcome)
         session = outcome.session
@@ -185,7 +185,6 @@ class Connection:
 
     def _judge(self, accepted: Accepted) -> Reason | None:
         """Decide about a client whose certificate OpenSSL has verified: None lets it pass."""
-        self._quick_ack()
         if not self._server.admit(self):
             return Reason.TOO_MANY_CONNECTIONS
         if self._snapshot.hosts.find(self.record.sni) is None:
@@ -216,6 +215,7 @@ class Connection:
                     return first
                 if session.client_ended:
                     return None
+                self._quick_ack()
                 ciphertext = await self._receive(self._server.buffers.ciphertext)
                 if not ciphertext:
                     return None
@@ -260,7 +260,7 @@ class Connection:
     async def _last_words(self, farewell: bytes) -> None:
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(self._snapshot.settings.timeouts.linger):
-                await self._send(farewell)
+                await self._send(farewell, MORE_FOLLOWS)
         await self._linger()
 
     async def _linger(self) -> None:
@@ -295,10 +295,10 @@ class Connection:
                 await self._readable()
         return buffer
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes, flags: int = 0) -> None:
         while data:
             try:
-                data = data[self._socket.send(data) :]
+                data = data[self._socket.send(data, flags) :]
             except BlockingIOError:
                 await self._writable()
 

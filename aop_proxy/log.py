@@ -7,8 +7,8 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+import time
+from collections.abc import Mapping
 
 from aop_proxy import model
 
@@ -28,6 +28,8 @@ class Log:
     def __init__(self, settings: model.Log, descriptor: int) -> None:
         """Write to `descriptor`; see `open_descriptor`."""
         self._descriptor = descriptor
+        self._second = 0
+        self._second_text = ""
         self.configure(settings)
 
     def configure(self, settings: model.Log) -> None:
@@ -44,11 +46,21 @@ class Log:
         """Write one line."""
         if not self.shows(level):
             return
-        line = self._compose(level, event, fields, MAX_FIELD)
+        start = {"time": self._timestamp(), "level": level, "event": event}
+        line = self._compose(start, fields, MAX_FIELD)
         if len(line) > MAX_LINE:
-            line = self._compose(level, event, fields, _SHORT_FIELD)
+            line = self._compose(start, fields, _SHORT_FIELD)
         with contextlib.suppress(OSError):  # a full disk, a reader that is gone or asleep: serving goes on without it
             os.write(self._descriptor, line)
+
+    def _timestamp(self) -> str:
+        """RFC 3339 in UTC with milliseconds; the second's text is kept, since many lines share it."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{int((now - second) * 1000):03}Z"
 
 
 def open_descriptor(standard_error: int = 2) -> int:
@@ -81,35 +93,33 @@ def escape(text: str, limit: int) -> str:
     return text[: (limit - 3) // doubled] + "..."
 
 
-def _bounded(fields: Mapping[str, Value], limit: int) -> Iterator[tuple[str, Value]]:
+_quote = json.encoder.encode_basestring_ascii
+"""A JSON string. Composing the line around it by hand costs a third of what a JSONEncoder takes per line."""
+
+
+def _json_value(value: Value, limit: int) -> str:
+    if isinstance(value, str):
+        return _quote(escape(value, limit))
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "[" + ",".join([_quote(escape(item, limit)) for item in value[:_MAX_ITEMS]]) + "]"
+    return repr(value)
+
+
+def _json_line(start: Mapping[str, str], fields: Mapping[str, Value], limit: int) -> bytes:
+    words = [f'"{name}":"{word}"' for name, word in start.items()]
+    words += [f'"{name}":{_json_value(value, limit)}' for name, value in fields.items()]
+    return ("{" + ",".join(words) + "}\n").encode("ascii")
+
+
+def _text_line(start: Mapping[str, str], fields: Mapping[str, Value], limit: int) -> bytes:
+    words = [f"{start['time']} {start['level']:<7} {start['event']}"]
     for name, value in fields.items():
-        if isinstance(value, str):
-            yield name, escape(value, limit)
-        elif isinstance(value, list):
-            yield name, [escape(item, limit) for item in value[:_MAX_ITEMS]]
-        else:
-            yield name, value
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def _json_line(level: str, event: str, fields: Mapping[str, Value], limit: int) -> bytes:
-    line: dict[str, Value] = {"time": _now(), "level": level, "event": event}
-    line.update(_bounded(fields, limit))
-    return _encode(line).encode("ascii") + b"\n"
-
-
-def _text_line(level: str, event: str, fields: Mapping[str, Value], limit: int) -> bytes:
-    words = [_now(), f"{level:<7}", event]
-    for name, value in _bounded(fields, limit):
         if value is None:
             continue
-        shown = ",".join(value) if isinstance(value, list) else str(value)
+        items = value if isinstance(value, list) else [str(value)]
+        shown = ",".join(escape(item, limit) for item in items[:_MAX_ITEMS])
         plain = shown and not any(mark in shown for mark in ' "=\\')
-        words.append(f"{name}={shown if plain else _encode(shown)}")
+        words.append(f"{name}={shown if plain else _quote(shown)}")
     return " ".join(words).encode("ascii") + b"\n"

@@ -28,6 +28,8 @@ RECEIVE = 256 * 1024
 """Bytes read from a socket at a time; bounds what one connection does in one turn of the loop."""
 MAX_UNASKED = 64 * 1024
 """Bytes of answers to a client's KeyUpdates that may wait for that client to read them."""
+MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
+"""Where there is such a flag, the FIN goes out with the close_notify instead of behind it."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -189,7 +191,7 @@ class Relay:
             return
         self._poller.stop_writing(self._upstream_fd)
         if self._client_ended:
-            self._shut_down(self._upstream)
+            self._end_towards_upstream()
         else:
             self._poller.on_readable(self._client_fd, self._client_readable)
 
@@ -214,9 +216,13 @@ class Relay:
         self._client_ended = True
         self._poller.stop_reading(self._client_fd)
         if not self._upstream_backlog:
-            self._shut_down(self._upstream)
+            self._end_towards_upstream()
+
+    def _end_towards_upstream(self) -> None:
         if self._upstream_ended:
-            self._finish_if_delivered()
+            self._finish_if_delivered()  # closing says it too
+        else:
+            self._shut_down(self._upstream)
 
     def _break_client(self) -> None:
         """The client broke the TLS protocol: OpenSSL's alert goes out, and the upstream learns that this is no end."""
@@ -257,12 +263,17 @@ class Relay:
             return
         self._send_client(records)
 
-    def _send_client(self, records: Sequence[bytes]) -> None:
+    def _send_client(self, records: Sequence[bytes], flags: int = 0) -> None:
         if self._client_backlog:
             self._client_backlog += b"".join(records)
             return
         try:
-            sent = self._client_send(records[0]) if len(records) == 1 else self._client.sendmsg(records)
+            if len(records) == 1:
+                sent = self._client_send(records[0], flags)
+                if sent == len(records[0]):
+                    return
+            else:
+                sent = self._client.sendmsg(records)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -298,7 +309,7 @@ class Relay:
         self._poller.stop_reading(self._upstream_fd)
         if not self._upstream_broken:
             self._session.close_notify()
-            self._send_client([self._session.take_output()])
+            self._send_client([self._session.take_output()], MORE_FOLLOWS)
         if not self._client_backlog and not self.finished.done():
             self._end_towards_client()
 
@@ -306,7 +317,8 @@ class Relay:
         if self._upstream_broken:
             self._reset_client()
         else:
-            self._shut_down(self._client)
+            if not self._client_ended:  # else closing says it too
+                self._shut_down(self._client)
             self._finish_if_delivered()
 
     # Ends.

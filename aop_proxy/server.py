@@ -153,15 +153,19 @@ class Server:
     # Ending.
 
     def _sweep(self) -> None:
-        now, idle = self.loop.time(), self.snapshot.settings.timeouts.idle
+        now = self.loop.time()
+        idle, handshake = self.snapshot.settings.timeouts.idle, self.snapshot.settings.timeouts.handshake
         for connection in list(self._admitted):
             active_at = connection.active_at()
             if active_at is not None and now - active_at >= idle:
                 connection.end(Reason.IDLE_TIMEOUT)
+        for connection in [*self._silent, *self._handshaking]:
+            if connection.deadline is not None and now >= connection.deadline:
+                connection.end(Reason.HANDSHAKE_TIMEOUT if connection.heard else Reason.CLIENT_SILENT)
         if now >= self._next_suppressed:
             self._next_suppressed = now + SUPPRESSED_EVERY
             self._records.write_suppressed()
-        self._sweeping = self.loop.call_later(min(SWEEP_EVERY, idle / 4), self._sweep)
+        self._sweeping = self.loop.call_later(min(SWEEP_EVERY, idle / 4, handshake / 4), self._sweep)
 
     async def drain(self) -> int:
         """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""

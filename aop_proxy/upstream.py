@@ -30,8 +30,7 @@ async def dial(
     for upstream in upstreams:
         for address in await _addresses(poller.loop, upstream):
             try:
-                async with asyncio.timeout(deadline):
-                    return await _connect(poller, *address), upstream
+                return await _connect(poller, *address, deadline), upstream
             except TimeoutError:
                 failure = Reason.UPSTREAM_TIMEOUT
             except OSError:
@@ -54,7 +53,9 @@ async def _addresses(loop: asyncio.AbstractEventLoop, upstream: Upstream) -> lis
     return [(family, (str(address[0]), int(address[1]))) for family, _type, _protocol, _name, address in found]
 
 
-async def _connect(poller: Poller, family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:
+async def _connect(
+    poller: Poller, family: socket.AddressFamily, address: str | tuple[str, int], deadline: float
+) -> socket.socket:
     end = socket.socket(family, socket.SOCK_STREAM)
     try:
         end.setblocking(False)
@@ -62,14 +63,11 @@ async def _connect(poller: Poller, family: socket.AddressFamily, address: str | 
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         code = end.connect_ex(address)
-        while code == errno.EAGAIN:  # a unix socket whose backlog is full: the kernel does not wait for us
-            await asyncio.sleep(_BACKLOG_PAUSE)
-            code = end.connect_ex(address)
         if code == errno.EINPROGRESS:
             code = end.connect_ex(address)  # on loopback the handshake is over by now, and asking again tells
-        if code in (errno.EALREADY, errno.EINPROGRESS):
-            await _writable(poller, end)
-            code = end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code in (errno.EALREADY, errno.EINPROGRESS, errno.EAGAIN):
+            async with asyncio.timeout(deadline):
+                code = await _connected(poller, end, address, code)
         if code:
             raise OSError(code, os.strerror(code))
     except BaseException:
@@ -77,6 +75,17 @@ async def _connect(poller: Poller, family: socket.AddressFamily, address: str | 
         end.close()
         raise
     return end
+
+
+async def _connected(poller: Poller, end: socket.socket, address: str | tuple[str, int], code: int) -> int:
+    """Wait for a connect that is under way; its error, or 0."""
+    while code == errno.EAGAIN:  # a unix socket whose backlog is full: the kernel does not wait for us
+        await asyncio.sleep(_BACKLOG_PAUSE)
+        code = end.connect_ex(address)
+    if code in (errno.EALREADY, errno.EINPROGRESS):
+        await _writable(poller, end)
+        code = end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return code
 
 
 async def _writable(poller: Poller, end: socket.socket) -> None:
