@@ -152,7 +152,7 @@ class Connection:
             index = self._snapshot.hosts.find(reader.server_name)
             if index is not None:
                 self._gate = self._snapshot.gates[index]
-            elif self._snapshot.settings.unknown_hosts == "reject":
+            elif not reader.is_too_old and self._snapshot.settings.unknown_hosts == "reject":
                 return Refused(Reason.UNKNOWN_HOST, None, UNRECOGNIZED_NAME_ALERT)
         session = TlsSession(self._gate.context, self._snapshot.quiet_context, self._snapshot.key_log)
         outcome = session.handshake(seen)
@@ -216,6 +216,7 @@ class Connection:
                 if session.client_ended:
                     return None
                 self._quick_ack()
+                await asyncio.sleep(0)  # a client may send records without data for ever: others have their turn
                 ciphertext = await self._receive(self._server.buffers.ciphertext)
                 if not ciphertext:
                     return None
@@ -254,7 +255,7 @@ class Connection:
         """Send a page on a live session whose client is not served, and read nothing more of it."""
         page = session.encrypt(memoryview(pages.page(reason, self.record.reference)))
         session.close_notify()
-        await self._last_words(b"".join(page) + session.take_output())
+        await self._last_words(page + session.take_output())
         return reason
 
     async def _last_words(self, farewell: bytes) -> None:
@@ -270,6 +271,7 @@ class Connection:
             discarded = 0
             async with asyncio.timeout(self._snapshot.settings.timeouts.linger):
                 while discarded < MAX_LINGER_BYTES:
+                    await asyncio.sleep(0)  # others have their turn, however fast it sends
                     length = len(await self._receive(self._server.buffers.ciphertext))
                     if not length:
                         return

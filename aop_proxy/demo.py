@@ -22,20 +22,15 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from rich.console import Console
 from rich.table import Table
+
+from aop_proxy.zone_certificates import AUTHORITY, CLIENT, LEAF, issue, subject_of
 
 PATIENCE = 20.0
 """Seconds until something that should have happened counts as failed."""
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-
-
-class _Issued(NamedTuple):
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
 
 
 class _Visitor(NamedTuple):
@@ -198,51 +193,18 @@ def _backend() -> Iterator[int]:
 
 def _make_certificates(directory: Path) -> None:
     """A CA that plays Cloudflare's, two client certificates of it (one expired), a self-signed one, the server's."""
-    day = timedelta(days=1)
-    authority = _issue("demo origin-pull CA", None, -day, day, authority=True)
+    now, day = datetime.now(UTC), timedelta(days=1)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
+    server = (*LEAF, (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False), (names, False))
+    authority = issue(subject_of("demo origin-pull CA"), None, now - day, now + day, AUTHORITY)
     for stem, issued in {
         "ca": authority,
-        "client": _issue("demo edge", authority, -day, day),
-        "expired": _issue("demo edge, long ago", authority, -2 * day, -day),
-        "self_signed": _issue("a stranger", None, -day, day),
-        "server": _issue("localhost", None, -day, day, server=True),
+        "client": issue(subject_of("demo edge"), authority, now - day, now + day, CLIENT),
+        "expired": issue(subject_of("demo edge, long ago"), authority, now - 2 * day, now - day, CLIENT),
+        "self_signed": issue(subject_of("a stranger"), None, now - day, now + day, CLIENT),
+        "server": issue(subject_of("localhost"), None, now - day, now + day, server),
     }.items():
-        (directory / f"{stem}.pem").write_bytes(issued.certificate.public_bytes(serialization.Encoding.PEM))
+        (directory / f"{stem}.pem").write_bytes(issued.certificate_pem)
         key = directory / f"{stem}.key"
         key.touch(0o600)
-        key.write_bytes(
-            issued.key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-
-
-def _issue(
-    name: str,
-    issuer: _Issued | None,
-    start: timedelta,
-    end: timedelta,
-    *,
-    authority: bool = False,
-    server: bool = False,
-) -> _Issued:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.certificate.subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + start)
-        .not_valid_after(now + end)
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-    )
-    if not authority:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-    if server:
-        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
-        builder = builder.add_extension(names, critical=False)
-    return _Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
+        key.write_bytes(issued.key_pem)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 Callback = Callable[[], None]
+_READABLE, _WRITABLE = getattr(select, "EPOLLIN", 1), getattr(select, "EPOLLOUT", 4)
 EVENTS_PER_TURN = 64
 """Sockets served before the loop sees to timers and tasks again."""
 
@@ -20,6 +21,10 @@ class Poller(Protocol):
     """What connections need of an event loop."""
 
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def now(self) -> float:
+        """Monotonic seconds, as of this turn of the loop."""
 
     def on_readable(self, descriptor: int, callback: Callback) -> None:
         """Call back whenever there is something to read, until told otherwise; replaces the callback before."""
@@ -59,18 +64,19 @@ class EpollPoller:
         self._asked: dict[int, int] = {}
         """What the kernel was asked about each descriptor. It may be more than anyone still wants to know: that is
         noticed when the kernel answers, since it often never does, or is wanted again by then."""
+        self.now = loop.time()
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     def on_readable(self, descriptor: int, callback: Callback) -> None:
         """See `Poller`."""
         self._readers[descriptor] = callback
-        if not self._asked.get(descriptor, 0) & select.EPOLLIN:
+        if not self._asked.get(descriptor, 0) & _READABLE:
             self._ask(descriptor)
 
     def on_writable(self, descriptor: int, callback: Callback) -> None:
         """See `Poller`."""
         self._writers[descriptor] = callback
-        if not self._asked.get(descriptor, 0) & select.EPOLLOUT:
+        if not self._asked.get(descriptor, 0) & _WRITABLE:
             self._ask(descriptor)
 
     def stop_reading(self, descriptor: int) -> None:
@@ -94,9 +100,9 @@ class EpollPoller:
 
     def _ask(self, descriptor: int) -> None:
         """Ask the kernel for what is wanted now; about a descriptor for which nothing is, it would tell errors."""
-        mask = select.EPOLLIN if descriptor in self._readers else 0
+        mask = _READABLE if descriptor in self._readers else 0
         if descriptor in self._writers:
-            mask |= select.EPOLLOUT
+            mask |= _WRITABLE
         before = self._asked.pop(descriptor, 0)
         if not mask:
             with contextlib.suppress(OSError):  # closed since
@@ -109,20 +115,26 @@ class EpollPoller:
             self._epoll.register(descriptor, mask)
 
     def _dispatch(self) -> None:
-        readers, writers = self._readers, self._writers
+        self.now = self.loop.time()
+        readers = self._readers
         for descriptor, events in self._epoll.poll(0, EVENTS_PER_TURN):
             # A call before may have closed this descriptor, and another connection may bear its number now: that one
             # is then asked once in vain, which it takes as not ready.
-            if events & ~select.EPOLLOUT:
-                if (callback := readers.get(descriptor)) is not None:
-                    callback()
-                elif descriptor not in writers or events & select.EPOLLIN:
-                    self._ask(descriptor)
-            if events & ~select.EPOLLIN:
-                if (callback := writers.get(descriptor)) is not None:
-                    callback()
-                elif events & select.EPOLLOUT:
-                    self._ask(descriptor)
+            if events == _READABLE and descriptor in readers:
+                readers[descriptor]()
+            else:
+                self._dispatch_rarer(descriptor, events)
+
+    def _dispatch_rarer(self, descriptor: int, events: int) -> None:
+        """Errors and hang-ups wake whoever waits; what nobody wants to know any more is asked for no longer."""
+        reader, writer = self._readers.get(descriptor), self._writers.get(descriptor)
+        reads, writes = events & ~_WRITABLE, events & ~_READABLE
+        if (events & _READABLE and reader is None) or (events & _WRITABLE and writer is None) or not (reader or writer):
+            self._ask(descriptor)
+        if reads and reader is not None:
+            reader()
+        if writes and (writer := self._writers.get(descriptor)) is not None:
+            writer()
 
 
 class LoopPoller:
@@ -131,6 +143,11 @@ class LoopPoller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use a loop's calls."""
         self.loop = loop
+
+    @property
+    def now(self) -> float:
+        """See `Poller`."""
+        return self.loop.time()
 
     def on_readable(self, descriptor: int, callback: Callback) -> None:
         """See `Poller`."""

@@ -18,7 +18,6 @@ import socket
 import ssl
 import struct
 import termios
-from collections.abc import Sequence
 
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
@@ -47,33 +46,11 @@ class Relay:
     """Forwards between a client and an upstream until both directions have ended; `finished` then says why."""
 
     __slots__ = (
-        "_buffers",
-        "_client",
-        "_client_backlog",
-        "_client_ended",
-        "_client_fd",
-        "_client_recv_into",
-        "_client_send",
-        "_decrypt",
-        "_encrypt",
-        "_now",
-        "_poller",
-        "_session",
-        "_unasked",
-        "_upstream",
-        "_upstream_backlog",
-        "_upstream_broken",
-        "_upstream_ended",
-        "_upstream_fd",
-        "_upstream_recv_into",
-        "_upstream_send",
-        "_upstream_takes_no_more",
-        "active_at",
-        "bytes_from_client",
-        "bytes_from_upstream",
-        "client_may_be_sending",
-        "finished",
-        "upstream_spoke_last",
+        "_ciphertext", "_client", "_client_backlog", "_client_ended", "_client_fd", "_client_recv_into",
+        "_client_send", "_decrypt", "_encrypt", "_plaintext", "_poller", "_session", "_unasked", "_upstream",
+        "_upstream_backlog", "_upstream_broken", "_upstream_ended", "_upstream_fd", "_upstream_recv_into",
+        "_upstream_send", "_upstream_takes_no_more", "active_at", "bytes_from_client", "bytes_from_upstream",
+        "client_may_be_sending", "finished", "upstream_spoke_last",
     )  # fmt: skip
 
     def __init__(
@@ -86,8 +63,8 @@ class Relay:
     ) -> None:
         """Take two connected non-blocking sockets and an accepted session; the caller closes the sockets at the end."""
         self._poller = poller
-        self._now = poller.loop.time
-        self._buffers = buffers
+        self._ciphertext = buffers.ciphertext
+        self._plaintext = buffers.plaintext
         self._session = session
         self._client = client
         self._client_fd = client.fileno()
@@ -109,7 +86,7 @@ class Relay:
         self._upstream_takes_no_more = False
         self.bytes_from_client = 0
         self.bytes_from_upstream = 0
-        self.active_at = self._now()
+        self.active_at = self._poller.now
         self.upstream_spoke_last = False
         self.client_may_be_sending = False
         """At the end: bytes may still come, and closing on them would destroy what the client is to read."""
@@ -135,30 +112,29 @@ class Relay:
     # Client to upstream.
 
     def _client_readable(self) -> None:
-        buffers = self._buffers
         try:
-            received = self._client_recv_into(buffers.ciphertext)
+            received = self._client_recv_into(self._ciphertext)
         except BlockingIOError:
             return
         except OSError:
             self._reset_both(Reason.CLIENT_RESET)
             return
-        self.active_at = self._now()
+        self.active_at = self._poller.now
         if not received:
             self._end_client()
             return
         session = self._session
         try:
-            filled = self._decrypt(buffers.ciphertext[:received], buffers.plaintext)
+            filled = self._decrypt(self._ciphertext[:received], self._plaintext)
         except ssl.SSLError:
             self._break_client()
             return
-        if session.output_pending:
+        if session.has_answer:
             self._answer_client()
         if filled:
             self.upstream_spoke_last = False
             self.bytes_from_client += filled
-            self._send_upstream(buffers.plaintext[:filled])
+            self._send_upstream(self._plaintext[:filled])
         if session.client_ended:
             self._end_client()
 
@@ -185,7 +161,7 @@ class Relay:
         except OSError as error:
             self._stop_sending_upstream(error)
             return
-        self.active_at = self._now()
+        self.active_at = self._poller.now
         self._upstream_backlog = self._upstream_backlog[sent:]
         if self._upstream_backlog:
             return
@@ -237,12 +213,12 @@ class Relay:
         if self._unasked > MAX_UNASKED:
             self._reset_both(Reason.CLIENT_RESET)
         else:
-            self._send_client([answer])
+            self._send_client(answer)
 
     # Upstream to client.
 
     def _upstream_readable(self) -> None:
-        plaintext = self._buffers.plaintext
+        plaintext = self._plaintext
         try:
             received = self._upstream_recv_into(plaintext, RECEIVE)
         except BlockingIOError:
@@ -250,39 +226,55 @@ class Relay:
         except OSError:
             self._upstream_broken = True
             received = 0
-        self.active_at = self._now()
+        self.active_at = self._poller.now
         self.upstream_spoke_last = True
         if not received:
             self._end_upstream()
             return
         self.bytes_from_upstream += received
-        try:
-            records = self._encrypt(plaintext[:received])
-        except ssl.SSLError:
-            self._reset_both(Reason.CLIENT_RESET)
+        encrypt = self._encrypt
+        if received <= MAX_RECORD_PLAINTEXT:
+            self._send_client(encrypt(plaintext[:received]))
             return
-        self._send_client(records)
+        records = [
+            encrypt(plaintext[start : min(start + MAX_RECORD_PLAINTEXT, received)])
+            for start in range(0, received, MAX_RECORD_PLAINTEXT)
+        ]
+        self._send_client_records(records)
 
-    def _send_client(self, records: Sequence[bytes], flags: int = 0) -> None:
+    def _send_client(self, data: bytes, flags: int = 0) -> None:
+        if self._client_backlog:
+            self._client_backlog += data
+            return
+        try:
+            sent = self._client_send(data, flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._lose_client()
+            return
+        if sent < len(data):
+            self._owe_client(data[sent:])
+
+    def _send_client_records(self, records: list[bytes]) -> None:
         if self._client_backlog:
             self._client_backlog += b"".join(records)
             return
         try:
-            if len(records) == 1:
-                sent = self._client_send(records[0], flags)
-                if sent == len(records[0]):
-                    return
-            else:
-                sent = self._client.sendmsg(records)
+            sent = self._client.sendmsg(records)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._lose_client()
             return
         if sent < sum(map(len, records)):
-            self._client_backlog = b"".join(records)[sent:]
-            self._poller.stop_reading(self._upstream_fd)
-            self._poller.on_writable(self._client_fd, self._client_writable)
+            self._owe_client(b"".join(records)[sent:])
+
+    def _owe_client(self, data: bytes) -> None:
+        """The client does not keep up: the upstream is not read until it has."""
+        self._client_backlog = data
+        self._poller.stop_reading(self._upstream_fd)
+        self._poller.on_writable(self._client_fd, self._client_writable)
 
     def _client_writable(self) -> None:
         try:
@@ -292,7 +284,7 @@ class Relay:
         except OSError:
             self._lose_client()
             return
-        self.active_at = self._now()
+        self.active_at = self._poller.now
         self._client_backlog = self._client_backlog[sent:]
         if self._client_backlog:
             return
@@ -309,7 +301,7 @@ class Relay:
         self._poller.stop_reading(self._upstream_fd)
         if not self._upstream_broken:
             self._session.close_notify()
-            self._send_client([self._session.take_output()], MORE_FOLLOWS)
+            self._send_client(self._session.take_output(), flags=MORE_FOLLOWS)
         if not self._client_backlog and not self.finished.done():
             self._end_towards_client()
 

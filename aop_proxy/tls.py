@@ -10,7 +10,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from aop_proxy.farewell import SUITES, Buffer
 from aop_proxy.model import Settings
@@ -210,12 +210,14 @@ def _as_path(content: bytes) -> Iterator[str]:
 class NameReader:
     """Reads the server name of one ClientHello, however it is cut, before a context is chosen for it."""
 
-    __slots__ = ("_incoming", "_object", "seen")
+    __slots__ = ("_incoming", "_object", "is_too_old", "seen")
 
     def __init__(self, context: ssl.SSLContext) -> None:
         """Take a context from `name_reading_context`."""
         self._incoming = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, ssl.MemoryBIO(), server_side=True)
+        self.is_too_old = False
+        """The client speaks no TLS that we speak; OpenSSL did not look for its name."""
         self.seen = bytearray()
         """Every byte fed so far: the real session is to be fed the same."""
 
@@ -227,7 +229,8 @@ class NameReader:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        except ssl.SSLError:
+        except ssl.SSLError as error:
+            self.is_too_old = _OTHER_REFUSALS.get(error.reason or "") is Reason.TLS_VERSION
             return True
         raise RuntimeError("a name-reading session finished a handshake")
 
@@ -275,7 +278,7 @@ class TlsSession:
 
     __slots__ = (
         "_cut_header", "_feed", "_hello", "_incoming", "_key_log", "_missing", "_object", "_outgoing", "_quiet",
-        "_read", "_secret", "_secrets_seen", "client_ended", "server_name",
+        "_read", "_secret", "_secrets_seen", "_write", "client_ended", "has_answer", "server_name",
     )  # fmt: skip
 
     def __init__(self, context: ssl.SSLContext, quiet: ssl.SSLContext, key_log: KeyLog | None) -> None:
@@ -291,13 +294,17 @@ class TlsSession:
         self.server_name: str | None = None
         """The name in the first ClientHello, where the context remembers names."""
         self._feed = self._incoming.write
-        # With a buffer it returns a count, whatever its annotation says.
-        self._read = cast("Callable[[int, memoryview], int]", self._object.read)
+        # What SSLObject's own methods call: looking these up and going through those would be paid for every chunk.
+        raw = self._object._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
+        self._read: Callable[[int, memoryview], int] = raw.read
+        self._write: Callable[[memoryview], int] = raw.write
         self._missing = 0
         """Bytes that the record in the BIO still lacks."""
         self._cut_header = b""
         self.client_ended = False
         """The client has sent its close_notify."""
+        self.has_answer = False
+        """There is output that nobody asked for."""
 
     def handshake(self, data: Buffer) -> Accepted | Refused | None:
         """Take what the client sent and go one step further; None while more is needed.
@@ -322,20 +329,16 @@ class TlsSession:
 
     def take_output(self) -> bytes:
         """What is to be sent to the client now."""
+        self.has_answer = False
         return self._outgoing.read()
-
-    @property
-    def output_pending(self) -> int:
-        """Bytes that `take_output` would return."""
-        return self._outgoing.pending
 
     def decrypt(self, ciphertext: memoryview, plaintext: memoryview) -> int:
         """Decrypt what the client sent into `plaintext`; the number of bytes there now.
 
         `plaintext` must be as long as `ciphertext`, and a record longer. OpenSSL is fed whole records, one at a time:
         its BIO then never grows beyond one, and is never read in vain, which would cost an exception. The beginning of
-        a record whose end has not come waits in the BIO. There may be output afterwards: OpenSSL answers KeyUpdates by
-        itself. Raises ssl.SSLError when the client breaks the protocol; sets `client_ended` at its close_notify.
+        a record whose end has not come waits in the BIO. Raises ssl.SSLError when the client breaks the protocol; sets
+        `client_ended` at its close_notify, and `has_answer` when OpenSSL has answered a KeyUpdate of the client's.
         """
         read, feed = self._read, self._feed
         filled = start = 0
@@ -351,7 +354,8 @@ class TlsSession:
             start = stop
             try:
                 length = read(MAX_RECORD_PLAINTEXT, plaintext[filled:])
-            except ssl.SSLWantReadError:  # a record without data: a KeyUpdate
+            except ssl.SSLWantReadError:  # a record without data
+                self.has_answer = self._outgoing.pending > 0
                 continue
             except ssl.SSLZeroReturnError:
                 length = 0
@@ -366,6 +370,8 @@ class TlsSession:
 
         A header that is cut goes into the BIO as far as it is here, and its length is asked for again with its rest.
         """
+        if len(ciphertext) - start >= _RECORD_HEADER and not self._cut_header:
+            return _RECORD_HEADER + (ciphertext[start + 3] << 8 | ciphertext[start + 4])
         known = len(self._cut_header)
         header = self._cut_header + bytes(ciphertext[start : start + _RECORD_HEADER - known])
         if len(header) < _RECORD_HEADER:
@@ -374,14 +380,10 @@ class TlsSession:
         self._cut_header = b""
         return _RECORD_HEADER - known + int.from_bytes(header[3:])
 
-    def encrypt(self, plaintext: memoryview) -> list[bytes]:
-        """Encrypt; one bytes object per record, to be sent in this order and behind any output taken before."""
-        write, take = self._object.write, self._outgoing.read
-        records = []
-        for start in range(0, len(plaintext), MAX_RECORD_PLAINTEXT):
-            write(plaintext[start : start + MAX_RECORD_PLAINTEXT])
-            records.append(take())
-        return records
+    def encrypt(self, plaintext: memoryview) -> bytes:
+        """Encrypt at most `MAX_RECORD_PLAINTEXT` bytes: one record, to be sent behind any output taken before."""
+        self._write(plaintext)
+        return self._outgoing.read()
 
     def close_notify(self) -> None:
         """Say that we send no more (RFC 8446 section 6.1), as output; the client's direction stays open."""
@@ -435,7 +437,7 @@ class TlsSession:
     def _drop(self) -> None:
         """Let go of the dead session, so that no later flush can find anything of it."""
         self._note_server_name()
-        del self._object, self._incoming, self._outgoing, self._feed, self._read
+        del self._object, self._incoming, self._outgoing, self._feed, self._read, self._write
 
     def _note_server_name(self) -> None:
         if isinstance(self._object, _NamedObject):

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import warnings
 
 import uvloop
 
@@ -112,6 +113,7 @@ def main() -> None:
     sys.unraisablehook = lambda _: (
         None
     )  # CPython's complaint about a server name that is not ASCII: the client is refused
+    warnings.simplefilter("ignore")  # a stranger's odd certificate is not to write on our stderr
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -98,7 +98,8 @@ class Encounter:
 
     def encrypt(self, data: bytes) -> None:
         """The client receives this from an accepted session."""
-        self.client.receive(b"".join(self.session.encrypt(memoryview(data))))
+        for start in range(0, len(data), tls.MAX_RECORD_PLAINTEXT):
+            self.client.receive(self.session.encrypt(memoryview(data)[start : start + tls.MAX_RECORD_PLAINTEXT]))
 
     def _look_at_key_log(self) -> None:
         left = self.key_log.drain() if self.key_log else b""

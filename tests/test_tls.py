@@ -248,14 +248,16 @@ def test_a_bad_certificate_gets_a_page(judge: Judge, authority: Authority, speci
     assert_told(encounter, refused)
 
 
-@pytest.mark.parametrize("behind", [b"", REQUEST * 100], ids=["nothing", "requests"])
-def test_no_certificate_gets_a_page(judge: Judge, behind: bytes) -> None:
+@pytest.mark.parametrize("behind", [b"", REQUEST, REQUEST * 1000], ids=["nothing", "a request", "requests"])
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
+def test_no_certificate_gets_a_page(judge: Judge, suite: Suite, behind: bytes) -> None:
     """An empty Certificate is refused with a page, whatever comes in the same segment, and nobody is claimed."""
-    encounter = judge.meet()
+    encounter = judge.meet(Tls13Client(suite=suite))
     encounter.greet()
     flight = encounter.client.certificate_flight()
     refused = encounter.refuse(flight + (encounter.client.application_data(behind) if behind else b""))
     assert (refused.reason, refused.certificate) == (Reason.NO_CERTIFICATE, None)
+    assert refused.asked == bool(behind)
     assert_told(encounter, refused)
 
 
@@ -728,6 +730,17 @@ def test_lines_left_in_the_pipe_cost_the_page(judge: Judge, moment: str, same_ra
         leave_lines()
     refused = thief.refuse(thief.client.certificate_flight())
     assert_alerted(thief, refused, 116)
+
+
+def test_output_that_was_still_to_be_sent_costs_the_page(judge: Judge) -> None:
+    """Where the failing step leaves more than OpenSSL's alert, all of it goes out as it is."""
+    encounter = judge.meet()
+    encounter.greet()
+    unsent = plain_record(ContentType.CHANGE_CIPHER_SPEC, b"\1")
+    encounter.session._outgoing.write(unsent)
+    refused = encounter.refuse(encounter.client.certificate_flight())
+    assert refused.output.startswith(unsent)
+    assert_alerted(encounter, refused, 116)
 
 
 def test_a_refused_session_is_gone(judge: Judge) -> None:

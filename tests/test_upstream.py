@@ -1,0 +1,303 @@
+"""One dial: the first address that answers in time, or whose fault it was that none did."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import PATIENCE, free_port
+from aop_proxy.model import Upstream
+from aop_proxy.poller import Poller
+from aop_proxy.reasons import Reason
+from aop_proxy.upstream import dial
+from in_process import POLLERS, LoopThread, watching
+
+HURRY = 0.15
+"""Seconds: a deadline that is meant to pass."""
+UNREACHABLE, TIMEOUT = Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT
+
+
+class Dialler:
+    """Dials on its loop."""
+
+    def __init__(self, loop: LoopThread, poller: Poller) -> None:
+        self.loop = loop
+        self._poller = poller
+
+    def __call__(self, *upstreams: Upstream, deadline: float = PATIENCE) -> tuple[socket.socket, Upstream] | Reason:
+        return self.loop.run(dial(self._poller, upstreams, deadline))
+
+    def begin(self, upstream: Upstream) -> Callable[[], socket.socket]:
+        """Have a dial under way, and go on; call the result to wait for its socket."""
+        dialling = asyncio.run_coroutine_threadsafe(dial(self._poller, (upstream,), PATIENCE), self.loop.loop)
+        self.loop.call(lambda: None)  # its first step is taken by then
+
+        def end() -> socket.socket:
+            outcome = dialling.result(PATIENCE + 5)
+            assert not isinstance(outcome, Reason)
+            return outcome[0]
+
+        return end
+
+    def connect(self, *upstreams: Upstream, deadline: float = PATIENCE) -> tuple[socket.socket, Upstream]:
+        """Dial with success."""
+        outcome = self(*upstreams, deadline=deadline)
+        assert not isinstance(outcome, Reason)
+        return outcome
+
+
+@pytest.fixture(params=POLLERS)
+def dialler(request: pytest.FixtureRequest) -> Iterator[Dialler]:
+    make_loop, make_poller = request.param
+    with LoopThread(make_loop) as loop, watching(loop, make_poller) as poller:
+        yield Dialler(loop, poller)
+
+
+def tcp(host: str, port: int) -> Upstream:
+    return Upstream(f"http://{host}:{port}", host, port)
+
+
+def unix(path: Path) -> Upstream:
+    return Upstream(f"unix:{path}", path=str(path))
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE)
+        yield listening
+
+
+@pytest.fixture
+def backend(listener: socket.socket) -> Upstream:
+    """A backend that answers."""
+    return tcp(*listener.getsockname())
+
+
+@pytest.fixture
+def refusing() -> Upstream:
+    """A port that nobody listens on."""
+    return tcp("127.0.0.1", free_port())
+
+
+@contextlib.contextmanager
+def full(listening: socket.socket) -> Iterator[list[socket.socket]]:
+    """A listener whose queue is full, so that the kernel lets further clients wait; the clients in the queue."""
+    listening.listen(0)
+    with contextlib.ExitStack() as stack:
+        waiting = []
+        while True:
+            client = stack.enter_context(socket.socket(listening.family))
+            client.settimeout(HURRY)
+            try:
+                client.connect(listening.getsockname())
+            except (TimeoutError, BlockingIOError):
+                client.close()  # or it would take the next place
+                break
+            waiting.append(client)
+        yield waiting
+
+
+@pytest.fixture
+def silent() -> Iterator[Upstream]:
+    """A TCP address that does not answer."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        with full(listening):
+            yield tcp(*listening.getsockname())
+
+
+@pytest.fixture
+def unix_listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.settimeout(PATIENCE)
+        listening.bind(str(tmp_path / "app.sock"))
+        yield listening
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/dev/fd"))
+
+
+# Who answers
+
+
+def test_a_backend_that_answers(dialler: Dialler, backend: Upstream, listener: socket.socket) -> None:
+    """The socket is connected, non-blocking, without Nagle and with keep-alive; which backend it is, is told."""
+    end, upstream = dialler.connect(backend)
+    with end, listener.accept()[0] as accepted:
+        assert upstream is backend
+        assert not end.getblocking()
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        end.sendall(b"hello")
+        assert accepted.recv(5) == b"hello"
+
+
+def test_ipv6(dialler: Dialler) -> None:
+    """An IPv6 address is dialled as it stands."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
+        port = listening.getsockname()[1]
+        with dialler.connect(Upstream(f"http://[::1]:{port}", "::1", port))[0] as end:
+            assert end.getpeername()[:2] == ("::1", port)
+
+
+def test_a_unix_socket(dialler: Dialler, unix_listener: socket.socket) -> None:
+    """A path is dialled too."""
+    unix_listener.listen()
+    end, _ = dialler.connect(unix(Path(unix_listener.getsockname())))
+    with end, unix_listener.accept()[0] as accepted:
+        assert not end.getblocking()
+        end.sendall(b"hello")
+        assert accepted.recv(5) == b"hello"
+
+
+def test_a_name_with_several_addresses(dialler: Dialler, listener: socket.socket) -> None:
+    """Where a name has an address that refuses, the next one is tried."""
+    port = listener.getsockname()[1]
+    with dialler.connect(tcp("localhost", port))[0] as end:
+        assert end.getpeername() == ("127.0.0.1", port)
+
+
+def test_names_are_looked_up_at_every_dial(dialler: Dialler) -> None:
+    """A backend that comes up later is found."""
+    port = free_port()
+    assert dialler(tcp("localhost", port)) is UNREACHABLE
+    with socket.create_server(("127.0.0.1", port)):
+        dialler.connect(tcp("localhost", port))[0].close()
+
+
+def test_a_full_unix_socket_is_waited_for(dialler: Dialler, unix_listener: socket.socket) -> None:
+    """A backend that is busy for a moment is no backend that is down."""
+    with full(unix_listener) as waiting:
+        connected = dialler.begin(unix(Path(unix_listener.getsockname())))
+        for _ in waiting:
+            unix_listener.accept()[0].close()
+        with connected() as end, unix_listener.accept()[0] as accepted:
+            end.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+
+
+def test_an_address_that_is_slow(dialler: Dialler) -> None:
+    """A connection that comes about within the deadline counts, though not at once."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.settimeout(PATIENCE)
+        with full(listening) as waiting:
+            connected = dialler.begin(tcp(*listening.getsockname()))
+            for _ in waiting:
+                listening.accept()[0].close()
+            with connected() as end, listening.accept()[0] as accepted:  # the kernel asks again after a second
+                end.sendall(b"hello")
+                assert accepted.recv(5) == b"hello"
+
+
+# The next one
+
+
+def test_the_next_address_is_tried(dialler: Dialler, refusing: Upstream, backend: Upstream, tmp_path: Path) -> None:
+    """In order, past one that refuses and a unix socket that is not there."""
+    end, upstream = dialler.connect(refusing, unix(tmp_path / "none.sock"), backend)
+    end.close()
+    assert upstream is backend
+
+
+def test_the_first_that_answers_is_taken(dialler: Dialler, backend: Upstream, refusing: Upstream) -> None:
+    """Those behind it are not asked."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.setblocking(False)
+        end, upstream = dialler.connect(backend, tcp(*other.getsockname()), refusing)
+        end.close()
+        assert upstream is backend
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+def test_each_address_has_its_own_deadline(dialler: Dialler, silent: Upstream, backend: Upstream) -> None:
+    """A silent address costs its deadline, and the next one is reached."""
+    end, upstream = dialler.connect(silent, backend, deadline=HURRY)
+    end.close()
+    assert upstream is backend
+
+
+# Nobody answers
+
+
+def test_nobody_listens(dialler: Dialler, refusing: Upstream) -> None:
+    """A refused connection is unreachable."""
+    assert dialler(refusing) is UNREACHABLE
+    assert dialler(refusing, refusing) is UNREACHABLE
+
+
+def test_no_unix_socket(dialler: Dialler, tmp_path: Path) -> None:
+    """So is a path that is not there, and one that is no socket."""
+    (tmp_path / "file").touch()
+    assert dialler(unix(tmp_path / "none.sock")) is UNREACHABLE
+    assert dialler(unix(tmp_path / "file")) is UNREACHABLE
+
+
+def test_a_name_that_does_not_resolve(dialler: Dialler, backend: Upstream) -> None:
+    """So is a name without an address; the next upstream is tried."""
+    nowhere = tcp("name.invalid", 80)
+    assert dialler(nowhere) is UNREACHABLE
+    dialler.connect(nowhere, backend)[0].close()
+
+
+def test_a_silent_address(dialler: Dialler, silent: Upstream) -> None:
+    """An address that does not answer in time is a timeout."""
+    assert dialler(silent, deadline=HURRY) is TIMEOUT
+
+
+def test_a_unix_socket_that_stays_full(dialler: Dialler, unix_listener: socket.socket) -> None:
+    """So is a unix socket whose backend does not accept."""
+    with full(unix_listener):
+        assert dialler(unix(Path(unix_listener.getsockname())), deadline=HURRY) is TIMEOUT
+
+
+def test_the_last_one_is_told(dialler: Dialler, silent: Upstream, refusing: Upstream) -> None:
+    """With several addresses the reason is that of the last."""
+    assert dialler(refusing, silent, deadline=HURRY) is TIMEOUT
+    assert dialler(silent, refusing, deadline=HURRY) is UNREACHABLE
+
+
+def test_no_upstream_at_all(dialler: Dialler) -> None:
+    """Nothing to dial is unreachable."""
+    assert dialler() is UNREACHABLE
+
+
+def test_nothing_stays_open(
+    dialler: Dialler, silent: Upstream, refusing: Upstream, unix_listener: socket.socket
+) -> None:
+    """Who could not be reached leaves no socket behind, and neither does a dial that is given up."""
+    dialler(refusing)
+    before = descriptors()
+    with full(unix_listener):
+        busy = unix(Path(unix_listener.getsockname()))
+        during = descriptors()
+        dialler(refusing, silent, busy, tcp("localhost", refusing.port), deadline=HURRY)
+        with pytest.raises(TimeoutError):
+            dialler.loop.run(dial(dialler._poller, (silent,), PATIENCE), timeout=HURRY)
+        assert descriptors() == during
+    assert descriptors() == before
+
+
+def test_no_descriptor_is_left(dialler: Dialler, backend: Upstream) -> None:
+    """Where no socket can be made the backend counts as unreachable; nothing raises."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reader, writer = os.pipe()
+    taken = [writer]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, descriptors())) + 8, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(reader))
+        assert dialler(backend) is UNREACHABLE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in (reader, *taken):
+            os.close(descriptor)
