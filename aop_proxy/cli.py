@@ -45,6 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--schema", action="store_true", help="print the JSON Schema of the configuration file instead")
     check.set_defaults(command=_check)
 
+    certificates = commands.add_parser("certificates", help="a CA of your own, and a client certificate for Cloudflare")
+    certificates.add_argument("--out", metavar="DIR", required=True, help="made if it is not there")
+    certificates.add_argument("--name", metavar="NAME", required=True, help="a host name, or any text")
+    certificates.add_argument(
+        "--days", metavar="N", type=int, default=365, help="of the client certificate; default: 365"
+    )
+    certificates.add_argument("--renew", action="store_true", help="keep the CA, replace the client certificate")
+    certificates.set_defaults(command=_certificates)
+
     demo = commands.add_parser("demo", help="throw-away certificates, a backend, and five kinds of visitor")
     demo.add_argument("--once", action="store_true", help="exit after the table: 0 if all five came out right")
     demo.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="default: a free port")
@@ -91,3 +100,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     from aop_proxy import demo  # here, since the parent of `run` is to stay free of what it needs
 
     return demo.run(arguments.listen, once=arguments.once)
+
+
+def _certificates(arguments: argparse.Namespace) -> int:
+    from aop_proxy import zone_certificates  # here, as for the demonstration
+
+    try:
+        print(zone_certificates.make(arguments.out, arguments.name, arguments.days, renew=arguments.renew), end="")
+    except zone_certificates.NothingMade as reason:
+        print(f"aop-proxy: {reason}", file=sys.stderr)
+        return ExitCode.BAD_CONFIGURATION
+    return 0

@@ -47,7 +47,7 @@ class Relay:
 
     __slots__ = (
         "_ciphertext", "_client", "_client_backlog", "_client_ended", "_client_fd", "_client_recv_into",
-        "_client_send", "_decrypt", "_encrypt", "_plaintext", "_poller", "_session", "_unasked", "_upstream",
+        "_client_send", "_decrypt", "_encrypt", "_plaintext", "_poller", "_reason", "_session", "_unasked", "_upstream",
         "_upstream_backlog", "_upstream_broken", "_upstream_ended", "_upstream_fd", "_upstream_recv_into",
         "_upstream_send", "_upstream_takes_no_more", "active_at", "bytes_from_client", "bytes_from_upstream",
         "client_may_be_sending", "finished", "upstream_spoke_last",
@@ -77,6 +77,7 @@ class Relay:
         self._upstream_send = upstream.send
         self._decrypt = session.decrypt
         self._encrypt = session.encrypt
+        self._reason = Reason.CLOSED
         self._client_backlog = b""
         self._upstream_backlog = b""
         self._unasked = 0
@@ -105,6 +106,7 @@ class Relay:
 
     def stop(self, reason: Reason) -> None:
         """End now: a truthful close_notify and FIN to the client, a FIN to the upstream."""
+        self._reason = reason
         if not self._upstream_ended:
             self._end_upstream()
         self._finish(reason)
@@ -321,7 +323,7 @@ class Relay:
             and not self._upstream_backlog
             and (self._client_ended or self._upstream_takes_no_more)
         ):
-            self._finish(Reason.CLOSED)
+            self._finish(self._reason)
 
     def _lose_client(self) -> None:
         """The client is gone. If it had ended its side it went as clients do, without waiting for our close_notify."""

@@ -491,12 +491,7 @@ def run(number):
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT, 0o600), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         watch(out, number, os.open(fired, os.O_WRONLY | os.O_CREAT, 0o600))
-        code = 99
-        try:
-            code = cli.main([*arguments, "--out", str(out)])
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
+        sys.exit(cli.main([*arguments, "--out", str(out)]))
     _, status = os.waitpid(child, 0)
     return {"out": str(out), "ended": os.waitstatus_to_exitcode(status), "fired": fired.read_text(),
             "errors": errors.read_text()}

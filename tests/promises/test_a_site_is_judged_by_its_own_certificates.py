@@ -265,7 +265,6 @@ def test_known_names_not_rejected(rejecting: TwoSites) -> None:
     assert_refused(rejecting, visit(rejecting, b"www.a.example", None)[0], 400)
 
 
-@pytest.mark.xfail(strict=True, reason="the reader of names stops at the version, and knows no name then")
 def test_an_old_version_where_names_are_rejected(rejecting: TwoSites) -> None:
     """A listed name in a hello of TLS 1.2 is answered with protocol_version: the name is not what is wrong."""
     assert_alert_alone(rejecting.proxy, legacy_hello(b"a.example"), Tls13Client(), PROTOCOL_VERSION, "tls_version")

@@ -333,7 +333,6 @@ def test_names_that_are_none(
 
 
 @pytest.mark.filterwarnings("ignore:Attribute's length")
-@pytest.mark.xfail(strict=True, reason="the library that reads it for the log warns of it on stderr")
 def test_an_odd_certificate_writes_one_line(site: dict[str, Any]) -> None:
     """What a stranger's certificate says, though it break the rules for certificates, goes into the log and nowhere else."""
     key = make_key()
@@ -376,7 +375,6 @@ def test_key_updates_disturb_nobody(
         assert answer == bool(visitor.client.key_updates)
 
 
-@pytest.mark.xfail(strict=True, reason="a client is read for as long as it has sent more, and nobody else meanwhile")
 def test_nothing_but_key_updates(
     proxy: Proxy, backend: RecordingBackend, good: Credentials, client_credentials: CredentialFiles
 ) -> None:
