@@ -216,16 +216,14 @@ class Connection:
                 await self._send(session.take_output())
                 if first or self._gate.site.dial is Dial.EAGER:
                     return first
-                if session.client_ended:
+                wordless += len(ciphertext)
+                if session.client_ended or wordless > MAX_WORDLESS:
                     return None
                 self._quick_ack()
                 await asyncio.sleep(0)  # a client may send records without data for ever: others have their turn
                 ciphertext = await self._receive(self._server.buffers.ciphertext)
                 if not ciphertext:
                     return None
-                wordless += len(ciphertext)
-                if wordless > MAX_WORDLESS:
-                    raise ConnectionResetError
         finally:
             self.waiting_since = None
 
