@@ -344,13 +344,16 @@ class TlsSession:
         filled = start = 0
         end = len(ciphertext)
         while start < end:
-            stop = start + (self._missing or self._begin_record(ciphertext, start))
+            if self._missing or self._cut_header or end - start < _RECORD_HEADER:
+                stop = start + (self._missing or self._begin_record(ciphertext, start))
+                self._missing = 0
+            else:
+                stop = start + _RECORD_HEADER + (ciphertext[start + 3] << 8 | ciphertext[start + 4])
             if stop > end:
                 feed(ciphertext[start:])
                 self._missing = stop - end
                 break
             feed(ciphertext[start:stop])
-            self._missing = 0
             start = stop
             try:
                 length = read(MAX_RECORD_PLAINTEXT, plaintext[filled:])
@@ -366,12 +369,10 @@ class TlsSession:
         return filled
 
     def _begin_record(self, ciphertext: memoryview, start: int) -> int:
-        """How many bytes from `start` on the next record takes (RFC 8446 section 5.1: a header of 5, with its length).
+        """How many bytes from `start` on the next record takes, where its header is cut (RFC 8446 section 5.1).
 
-        A header that is cut goes into the BIO as far as it is here, and its length is asked for again with its rest.
+        The header goes into the BIO as far as it is here, and its length is asked for again with its rest.
         """
-        if len(ciphertext) - start >= _RECORD_HEADER and not self._cut_header:
-            return _RECORD_HEADER + (ciphertext[start + 3] << 8 | ciphertext[start + 4])
         known = len(self._cut_header)
         header = self._cut_header + bytes(ciphertext[start : start + _RECORD_HEADER - known])
         if len(header) < _RECORD_HEADER:

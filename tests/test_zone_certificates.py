@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actors import run_command
+from actors import require_peer, run_command
 from aop_proxy import cli
 from aop_proxy.zone_certificates import CA_DAYS, NothingMade, make
 from certificates import DAY, Authority, KeyType, key_pem, write_private
@@ -275,7 +275,7 @@ def test_a_ca_of_ones_own_will_do(tmp_path: Path, key: KeyType, identifier: byte
     """A certificate of it verifies, which it would not if it named another key of the CA than the CA does itself."""
     ca_of_ones_own(tmp_path, key, identifier)
     make(str(tmp_path), NAME, 30, renew=True)
-    command = ["openssl", "verify", "-purpose", "sslclient", "-CAfile", "ca.pem", "client.pem"]
+    command = [require_peer("openssl"), "verify", "-purpose", "sslclient", "-CAfile", "ca.pem", "client.pem"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "client.pem: OK\n")
 
