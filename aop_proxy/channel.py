@@ -27,7 +27,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Serve by the snapshot prepared last."""
+    """Serve by the snapshot prepared last, and say `committed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Drain:
 
 Command = Prepare | Commit | Drain
 Reply = dict[str, Any]
-"""`{"prepared": generation, "advice": […]}`, `{"problems": [[path, sentence], …]}`, `{"drained": connections cut}`."""
+"""`{"prepared": generation, "advice": […]}`, `{"problems": [[path, sentence], …]}`,
+`{"committed": true}`, `{"drained": connections cut}`."""
 
 
 class Channel:

@@ -49,6 +49,7 @@ class Worker:
                 await self._channel.send_reply(self._prepare(command))
             elif isinstance(command, Commit):
                 self._commit()
+                await self._channel.send_reply({"committed": True})
             else:
                 cut = await self._server.drain() if self._server else 0
                 await self._channel.send_reply({"drained": cut})

@@ -68,10 +68,6 @@ class WorkerProcess:
             )  # fmt: skip
         return cls(number, process, await Channel.open(ours))
 
-    async def tell(self, command: Command) -> None:
-        """Send a command that has no reply."""
-        await self._channel.send_command(command)
-
     async def ask(self, command: Command) -> Reply | None:
         """Send a command and wait for its reply; None if the worker died over it."""
         try:
@@ -127,8 +123,8 @@ class Parent:
         numbers = range(1, len(self._sockets) + 1)
         started = await asyncio.gather(*(self._spawn(number) for number in numbers))
         await self._prepare(started, self._bundle, self._generation, announce=True)
+        await asyncio.gather(*(worker.ask(Commit()) for worker in started))
         for worker in started:
-            await worker.tell(Commit())
             self._watch(worker)
 
     async def _spawn(self, number: int) -> WorkerProcess:
@@ -175,7 +171,7 @@ class Parent:
                 worker = await self._spawn(worker.number)
                 reply = await worker.ask(Prepare(self._bundle, self._generation))
                 if reply is not None and "prepared" in reply:
-                    await worker.tell(Commit())
+                    await worker.ask(Commit())
                 else:
                     worker.process.kill()
 
@@ -190,8 +186,7 @@ class Parent:
             except ConfigurationError as error:
                 self._log.event("error", "reload_failed", problems=[str(problem) for problem in error.problems])
                 return
-            for worker in self._workers.values():
-                await worker.tell(Commit())
+            await asyncio.gather(*(worker.ask(Commit()) for worker in self._workers.values()))
             self._bundle = bundle
             self._generation += 1
             self._log.configure(bundle.settings.log)

@@ -659,8 +659,10 @@ def nginx(directory: Path, configuration: str, *listeners: socket.socket) -> Ite
     """NGINX, with sockets that listen already, which it takes as it does from its predecessor at an upgrade."""
     program = require_peer("nginx")
     user = "user root;" if os.getuid() == 0 else ""
-    top = f"daemon off; master_process off; error_log stderr; pid nginx.pid; {user} events {{ }}\n"
+    top = f"daemon off; error_log stderr; pid nginx.pid; {user} events {{ }}\n"
     (directory / "nginx.conf").write_text(load_stream(program) + top + configuration)
+    for listener in listeners:
+        listener.setblocking(False)
     descriptors = [listener.fileno() for listener in listeners]
     environment = {**os.environ, "NGINX": "".join(f"{descriptor};" for descriptor in descriptors)}
     command = [program, "-p", directory, "-c", "nginx.conf", "-e", "stderr"]
@@ -817,10 +819,8 @@ def tls_header_of(sender: Sender, files: CredentialFiles | None) -> tuple[Header
     with shaking_hands(address, files) as client, sender.backend.accept() as connection:
         header = receive_header(connection)
         assert connection.recv(1000) == PLAIN
-        client_address = ("127.0.0.1", client.port)
-    return header, Header(
-        client_address, address, b"http/1.1", "origin.example", str(client.port).encode() if header.unique_id else b""
-    )
+        unique_id = str(client.port).encode()
+        return header, Header(("127.0.0.1", client.port), address, b"http/1.1", "origin.example", unique_id)
 
 
 HAPROXY_TLS = Tls(
@@ -926,8 +926,9 @@ class Receiver:
 
     def addresses(self, wire: bytes) -> Header:
         source, source_port, destination, destination_port = self.ask(wire + GET).split(" ")[:4]
-        ends = [(str(ip_address(source)), int(source_port)), (str(ip_address(destination)), int(destination_port))]
-        return Header(*ends)
+        # HAProxy writes port 0 as nothing.
+        ends = [(source, source_port), (destination, destination_port)]
+        return Header(*((str(ip_address(host)), int(port or 0)) for host, port in ends))
 
 
 @pytest.fixture(scope="module")

@@ -385,75 +385,71 @@ def test_nothing_but_key_updates(
         with contextlib.suppress(OSError):
             visitor.send(b"".join(visitor.client.key_update(answer=False) for _ in range(20_000)))
         assert_others_are_served(proxy, client_credentials)
-        assert proxy.wait_for("connection", client=f"127.0.0.1:{visitor.port}", timeout=1.0)["reason"] == "closed"
+        assert proxy.connection_record(visitor.port)["reason"] == "closed"
     assert len(backend.connections) == 1
 
 
 # Many
 
 
-def nobody(proxy: Proxy) -> None:
-    with HostileClient(proxy.address) as intruder:
-        intruder.greet()
-        intruder.send(intruder.flight(None))
-        intruder.read_answer()
+def nobody(client: HostileClient) -> None:
+    client.greet()
+    client.send(client.flight(None))
+    client.read_answer()
 
 
-def a_rude_nobody(proxy: Proxy) -> None:
-    with HostileClient(proxy.address) as intruder:
-        intruder.greet()
-        intruder.send(intruder.flight(None) + os.urandom(5000))
-        reset(intruder.sock)
+def a_rude_nobody(client: HostileClient) -> None:
+    client.greet()
+    client.send(client.flight(None) + os.urandom(5000))
+    reset(client.sock)
 
 
-def junk_behind_the_hello(proxy: Proxy) -> None:
-    with HostileClient(proxy.address) as intruder:
-        intruder.send(intruder.client.hello() + os.urandom(300))
-        intruder.read_answer()
+def junk_behind_the_hello(client: HostileClient) -> None:
+    client.send(client.client.hello() + os.urandom(300))
+    client.read_answer()
 
 
-def a_spoilt_flight(proxy: Proxy) -> None:
-    with HostileClient(proxy.address) as intruder:
-        intruder.greet()
-        intruder.send(bytes(byte ^ (at == 10) for at, byte in enumerate(intruder.flight(None))))
-        intruder.read_answer()
+def a_spoilt_flight(client: HostileClient) -> None:
+    client.greet()
+    client.send(bytes(byte ^ (at == 10) for at, byte in enumerate(client.flight(None))))
+    client.read_answer()
 
 
-def plain_http(proxy: Proxy) -> None:
-    ask_plainly(proxy.address, GET_AND_CLOSE)
+def plain_http(client: HostileClient) -> None:
+    client.send(GET_AND_CLOSE)
+    while client.sock.recv(65536):
+        pass
 
 
-def an_old_version(proxy: Proxy) -> None:
-    ask_plainly(proxy.address, legacy_hello(b"\3\3"))
+def an_old_version(client: HostileClient) -> None:
+    client.send(legacy_hello(b"\3\3"))
+    client.read_answer()
 
 
-def half_a_hello(proxy: Proxy) -> None:
-    with HostileClient(proxy.address) as intruder:
-        intruder.send(intruder.client.hello()[:100])
+def half_a_hello(client: HostileClient) -> None:
+    client.send(client.client.hello()[:100])
 
 
-def an_unanswered_retry(proxy: Proxy) -> None:
-    with HostileClient(proxy.address, Tls13Client(share=None)) as intruder:
-        intruder.send(intruder.client.hello())
-        intruder.receive()
+def an_unanswered_retry(client: HostileClient) -> None:
+    client.client.share = None
+    client.send(client.client.hello())
+    client.receive()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the descriptors of a process that is not dumpable are root's to read")
 def test_three_hundred_leave_nothing_behind(proxy: Proxy, backend: RecordingBackend, good: Credentials) -> None:
     """Strangers of every kind, and good clients that vanish in the middle, cost neither descriptors nor memory."""
 
-    def a_thief(proxy: Proxy) -> None:
-        with HostileClient(proxy.address) as intruder:
-            intruder.greet()
-            intruder.send(intruder.flight(replace(good, key=None)))
-            intruder.read_answer()
+    def a_thief(client: HostileClient) -> None:
+        client.greet()
+        client.send(client.flight(replace(good, key=None)))
+        client.read_answer()
 
-    def a_good_client_that_vanishes(proxy: Proxy) -> None:
-        with HostileClient(proxy.address) as visitor:
-            visitor.greet()
-            visitor.send(visitor.flight(good))
-            assert visitor.receive()
-            reset(visitor.sock)
+    def a_good_client_that_vanishes(client: HostileClient) -> None:
+        client.greet()
+        client.send(client.flight(good))
+        assert client.receive()
+        reset(client.sock)
 
     kinds = [
         nobody, a_rude_nobody, junk_behind_the_hello, a_spoilt_flight, plain_http, an_old_version, half_a_hello,
@@ -461,15 +457,18 @@ def test_three_hundred_leave_nothing_behind(proxy: Proxy, backend: RecordingBack
     ]  # fmt: skip
     [pid] = proxy.worker_pids
 
-    def visit(number: int) -> tuple[int, int]:
-        proxy.forget()
-        for visitor in range(number):
-            kinds[visitor % len(kinds)](proxy)
-        proxy.wait_for("connection", count=number)
+    def visit(times: int) -> tuple[int, int]:
+        ports = []
+        for kind in kinds * times:
+            with HostileClient(proxy.address) as client:
+                kind(client)
+            ports.append(client.port)
+        for port in ports:
+            proxy.connection_record(port)
         return len(os.listdir(f"/proc/{pid}/fd")), resident(pid)
 
-    descriptors, memory = visit(60)
-    descriptors_after, memory_after = visit(300)
+    descriptors, memory = visit(6)
+    descriptors_after, memory_after = visit(30)
     assert descriptors_after == descriptors
     assert memory_after - memory < 3 * MEBIBYTE
 
