@@ -68,11 +68,14 @@ class Channel:
         await self._send(json.dumps(reply).encode())
 
     async def receive_reply(self) -> Reply | None:
-        """Wait for the worker's next reply; None once the worker is gone."""
+        """Wait for the worker's next reply; None once the worker is gone, or makes no sense."""
         message = await self._receive()
         if message is None:
             return None
-        reply = json.loads(message)
+        try:
+            reply = json.loads(message)
+        except ValueError:  # whoever wrote this is no worker of ours any more
+            return None
         return reply if isinstance(reply, dict) else {}
 
     def close(self) -> None:

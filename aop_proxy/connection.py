@@ -18,7 +18,7 @@ from aop_proxy.farewell import Buffer, seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
 from aop_proxy.model import Dial
 from aop_proxy.reasons import Reason
-from aop_proxy.relay import MORE_FOLLOWS, Relay
+from aop_proxy.relay import MAX_WORDLESS, MORE_FOLLOWS, Relay
 from aop_proxy.snapshot import Gate, Snapshot
 from aop_proxy.telemetry import ConnectionRecord
 from aop_proxy.tls import UNRECOGNIZED_NAME_ALERT, Accepted, NameReader, Refused, TlsSession
@@ -31,8 +31,6 @@ TLS_HANDSHAKE_RECORD = b"\x16"
 MAX_LINGER_BYTES = 64 * 1024 * 1024
 """What a client that was turned away may still send before it is reset, so that it reads its page first. Throwing
 bytes away costs next to nothing, and the deadline (`timeouts.linger`) is the real bound."""
-MAX_WORDLESS = 64 * 1024
-"""Bytes that an accepted client may send before its first byte of plaintext. KeyUpdates of 27 bytes cost 30 us each."""
 QUESTION_PATIENCE = 0.25
 """Seconds. Chromium and Go drop a connection that speaks before they have: they ask within a few milliseconds."""
 _HTTP_METHOD = re.compile(rb"[A-Z]{1,32} ")
@@ -45,8 +43,8 @@ class Connection:
     """One client's connection."""
 
     __slots__ = (
-        "_fd", "_gate", "_loop", "_poller", "_relay", "_server", "_snapshot", "_socket", "_task", "_waiter",
-        "deadline", "ended_by_us", "heard", "record", "waiting_since",
+        "_fd", "_gate", "_has_begun", "_loop", "_poller", "_relay", "_server", "_snapshot", "_socket", "_task",
+        "_waiter", "deadline", "ended_by_us", "heard", "record", "waiting_since",
     )  # fmt: skip
 
     def __init__(self, server: "Server", client: socket.socket, address: str) -> None:
@@ -61,11 +59,12 @@ class Connection:
         self._relay: Relay | None = None
         self._gate: Gate = self._snapshot.gates[0]
         self.deadline: float | None = self._loop.time() + self._snapshot.settings.timeouts.handshake
-        """When the server is to end the handshake, from the first byte to the last; None once it is over. A timer for
-        each would cost more than the server's look at all of them."""
+        """When the server is to end the handshake, from the first byte to the last, or the leave-taking; None between
+        the two. A timer for each would cost more than the server's look at all of them."""
         self.heard = 0
         """Bytes received before the handshake was over."""
         self.ended_by_us: Reason | None = None
+        self._has_begun = False
         self.waiting_since: float | None = None
         """When an accepted client began to wait for its first byte; None while it is not waiting."""
         self.record = ConnectionRecord(
@@ -78,8 +77,9 @@ class Connection:
 
     async def serve(self) -> None:
         """Serve the client to its end. Never raises; closes the socket, tells the server, writes the record."""
+        self._has_begun = True
         try:
-            self.record.reason = await self._walk()
+            self.record.reason = self.ended_by_us or await self._walk()
         except asyncio.CancelledError:
             self.record.reason = self.ended_by_us or Reason.INTERNAL_ERROR
         except OSError:
@@ -96,8 +96,13 @@ class Connection:
         self.ended_by_us = reason
         if self._relay is not None:
             self._relay.stop(reason)
-        else:
+        elif self._has_begun:  # a task that is cancelled before it begins never does: no record, no close
             self._task.cancel()
+
+    def give_up(self) -> None:
+        """End a client that took too long over its handshake, or over taking leave."""
+        silent = Reason.HANDSHAKE_TIMEOUT if self.heard else Reason.CLIENT_SILENT
+        self.end(self.ended_by_us or silent)
 
     def idle_since(self) -> float | None:
         """When the client, accepted and with nothing owed to it, was last heard or spoken to; None while it is busy."""
@@ -132,9 +137,8 @@ class Connection:
         with end:
             relay = await self._forward(session, end, first)
             self._poller.forget(end.fileno())
-        if relay.client_may_be_sending:
-            await self._linger()
-        return relay.finished.result()
+        reason = relay.finished.result()
+        return await self._last_words(b"", reason) if relay.client_may_be_sending else reason
 
     async def _shake_hands(self) -> Accepted | Refused:
         """From the first byte to a verified certificate, or to the refusal that OpenSSL decided."""
@@ -157,13 +161,16 @@ class Connection:
             elif not reader.is_too_old and self._snapshot.settings.unknown_hosts == "reject":
                 return Refused(Reason.UNKNOWN_HOST, None, UNRECOGNIZED_NAME_ALERT)
         session = TlsSession(self._gate.context, self._snapshot.quiet_context, self._snapshot.key_log)
-        outcome = session.handshake(seen)
-        while outcome is None:
-            await self._send(session.take_output())
-            fresh = await self._receive_handshake()
-            if not fresh:
-                return _GARBAGE
-            outcome = session.handshake(fresh)
+        try:
+            outcome = session.handshake(seen)
+            while outcome is None:
+                await self._send(session.take_output())
+                fresh = await self._receive_handshake()
+                if not fresh:
+                    return _GARBAGE
+                outcome = session.handshake(fresh)
+        finally:
+            session.forget_secret()
         self._take_note(session, outcome)
         return outcome
 
@@ -217,7 +224,9 @@ class Connection:
                 if first or self._gate.site.dial is Dial.EAGER:
                     return first
                 wordless += len(ciphertext)
-                if session.client_ended or wordless > MAX_WORDLESS:
+                if wordless > MAX_WORDLESS:
+                    raise ConnectionResetError
+                if session.client_ended:
                     return None
                 self._quick_ack()
                 await asyncio.sleep(0)  # a client may send records without data for ever: others have their turn
@@ -245,41 +254,39 @@ class Connection:
             refused.sealing.secret[:] = bytes(len(refused.sealing.secret))
             if not refused.asked:
                 await self._wait_for_the_question()
-        if farewell:
-            await self._last_words(farewell)
-        return refused.reason
+        return await self._last_words(farewell, refused.reason) if farewell else refused.reason
 
     async def _wait_for_the_question(self) -> None:
         """Give a client the time to ask: some take an answer that comes before their request for no answer at all."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(QUESTION_PATIENCE):
-                await self._readable()
+        patience = self._loop.call_later(QUESTION_PATIENCE, self._wake)
+        await self._readable()
+        patience.cancel()
 
     async def _explain(self, session: TlsSession, reason: Reason) -> Reason:
         """Send a page on a live session whose client is not served, and read nothing more of it."""
         page = session.encrypt(memoryview(pages.page(reason, self.record.reference)))
         session.close_notify()
-        await self._last_words(page + session.take_output())
-        return reason
+        return await self._last_words(page + session.take_output(), reason)
 
-    async def _last_words(self, farewell: bytes) -> None:
-        with contextlib.suppress(TimeoutError, OSError):
-            async with asyncio.timeout(self._snapshot.settings.timeouts.linger):
-                await self._send(farewell, MORE_FOLLOWS)
-        await self._linger()
+    async def _last_words(self, farewell: bytes, reason: Reason) -> Reason:
+        """Send what there is to say, and half-close; the server sees to the deadline."""
+        self.ended_by_us = reason
+        self.deadline = self._loop.time() + self._snapshot.settings.timeouts.linger
+        with contextlib.suppress(OSError):
+            await self._send(farewell, MORE_FOLLOWS)
+            await self._linger()
+        return reason
 
     async def _linger(self) -> None:
         """Half-close and throw away what still comes: closing on unread bytes would reset what the client reads."""
-        with contextlib.suppress(TimeoutError, OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-            discarded = 0
-            async with asyncio.timeout(self._snapshot.settings.timeouts.linger):
-                while discarded < MAX_LINGER_BYTES:
-                    await asyncio.sleep(0)  # others have their turn, however fast it sends
-                    length = len(await self._receive(self._server.buffers.ciphertext))
-                    if not length:
-                        return
-                    discarded += length
+        self._socket.shutdown(socket.SHUT_WR)
+        discarded = 0
+        while discarded < MAX_LINGER_BYTES:
+            await self._readable()  # always by way of the loop: others have their turn, however fast it sends
+            length = len(await self._receive(self._server.buffers.ciphertext))
+            if not length:
+                return
+            discarded += length
 
     # Waiting for the client's socket.
 
@@ -313,6 +320,7 @@ class Connection:
         await self._wait()
 
     async def _writable(self) -> None:
+        self._poller.stop_reading(self._fd)  # a client that sends without reading is not to wake us for it
         self._poller.on_writable(self._fd, self._wake)
         try:
             await self._wait()

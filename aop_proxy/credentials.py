@@ -114,7 +114,9 @@ def read_revocation_lists(path: str, pem: bytes, findings: Findings) -> list[x50
     blocks = [block.group(0) for block in _BLOCK.finditer(pem) if block.group(1) == b"X509 CRL"]
     if not blocks:
         findings.problem(path, "there is no CRL in this file (PEM blocks that begin `-----BEGIN X509 CRL-----`)")
-    lists = [crl for block in blocks if (crl := _parse(x509.load_pem_x509_crl, block, path, "CRL", findings))]
+    lists = [
+        crl for block in blocks if (crl := _parse(x509.load_pem_x509_crl, block, path, "CRL", findings)) is not None
+    ]
     now = datetime.now(UTC)
     for crl in lists:
         if crl.next_update_utc is not None and crl.next_update_utc <= now:

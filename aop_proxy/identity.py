@@ -7,6 +7,7 @@ exact bytes. Validity is not judged here: OpenSSL judges it, anew at every hands
 
 import functools
 import hashlib
+import warnings
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -44,25 +45,34 @@ class Identity:
     not_after: datetime
 
 
-@functools.lru_cache(maxsize=512)
-def read_identity(der: bytes) -> Identity:
+def parse_identity(der: bytes) -> Identity:
     """Read a certificate. Raises UnreadableCertificate, and nothing else, for whatever bytes a client sends."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        identity = Identity(
-            subject=certificate.subject.rfc4514_string(),
-            issuer=certificate.issuer.rfc4514_string(),
-            common_names=tuple(
-                str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-            ),
-            dns_names=_alternative_names(certificate, x509.DNSName),
-            uris=_alternative_names(certificate, x509.UniformResourceIdentifier),
-            fingerprint=hashlib.sha256(der).hexdigest(),
-            not_before=certificate.not_valid_before_utc,
-            not_after=certificate.not_valid_after_utc,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a stranger's odd certificate is not to write on our stderr
+            return _parse(der)
     except UNREADABLE as error:
         raise UnreadableCertificate(str(error)) from error
+
+
+read_identity = functools.lru_cache(maxsize=128)(parse_identity)
+"""The same, remembered: for certificates that were verified, which are few. Strangers' would only fill the memory."""
+
+
+def _parse(der: bytes) -> Identity:
+    certificate = x509.load_der_x509_certificate(der)
+    identity = Identity(
+        subject=certificate.subject.rfc4514_string(),
+        issuer=certificate.issuer.rfc4514_string(),
+        common_names=tuple(
+            str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        ),
+        dns_names=_alternative_names(certificate, x509.DNSName),
+        uris=_alternative_names(certificate, x509.UniformResourceIdentifier),
+        fingerprint=hashlib.sha256(der).hexdigest(),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+    )
     if any("\0" in name for name in (*identity.common_names, *identity.dns_names, *identity.uris)):
         raise UnreadableCertificate("a name holds a NUL byte")
     return identity

@@ -79,8 +79,11 @@ def open_descriptor(standard_error: int = 2) -> int:
         return own
     try:
         return os.open(f"/dev/fd/{standard_error}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return os.dup(standard_error)
+    except OSError:  # somebody else's pipe: a sleeping reader must not stop us, though others may share the pipe
+        own = os.dup(standard_error)
+        if stat.S_ISFIFO(kind):
+            os.set_blocking(own, False)
+        return own
 
 
 def escape(text: str, limit: int) -> str:

@@ -19,10 +19,10 @@ MAX_NAME = 253
 
 def normalise_host(name: str | None) -> str | None:
     """Lower case, without the trailing dot; None for whatever is not a host name of letters, digits and hyphens."""
-    if not name or len(name) > MAX_NAME + 1 or not name.isascii():
+    if not name or not name.isascii():
         return None
     name = name.lower().removesuffix(".")
-    return name if _LDH_NAME.fullmatch(name) else None
+    return name if len(name) <= MAX_NAME and _LDH_NAME.fullmatch(name) else None
 
 
 def wildcard_of(name: str) -> str:
@@ -59,28 +59,35 @@ class Rules:
 
     fingerprints: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
+    """Host names and `*.` wildcards in lower case; URIs (whatever has a colon) and other common names as written."""
 
     @classmethod
     def of(cls, clients: Clients) -> "Rules":
         """Take the rules out of a site's `clients`."""
-        return cls(clients.fingerprints, frozenset(name if "://" in name else name.lower() for name in clients.names))
+        return cls(clients.fingerprints, frozenset(map(_as_listed, clients.names)))
 
     def decide(self, identity: Identity) -> Reason | None:
         """None if the identity may pass, else why not."""
         if self.fingerprints and identity.fingerprint not in self.fingerprints:
             return Reason.IDENTITY_NOT_ALLOWED
-        if self.names and not any(self._lists(name) for name in _claimed_names(identity)):
+        if self.names and self.names.isdisjoint(_good_for(identity)):
             return Reason.IDENTITY_NOT_ALLOWED
         return None
 
-    def _lists(self, name: str) -> bool:
-        return name in self.names or ("://" not in name and wildcard_of(name) in self.names)
+
+def _as_listed(name: str) -> str:
+    return name.lower() if normalise_host(name.removeprefix("*.")) else name
 
 
-def _claimed_names(identity: Identity) -> Iterable[str]:
-    """Every name a certificate is good for. A wildcard in a *client's* certificate names no one: it is left out."""
+def _good_for(identity: Identity) -> Iterable[str]:
+    """Every rule that an identity meets. A wildcard in a *client's* certificate names no one: it is left out.
+
+    A URI meets a rule for a URI only, and a common name none for a URI: a CA judges each kind by rules of its own.
+    """
     for name in (*identity.dns_names, *identity.common_names):
         host = normalise_host(name)
         if host is not None:
             yield host
-    yield from identity.uris
+            yield wildcard_of(host)
+    yield from (name for name in identity.common_names if ":" not in name and "*" not in name)
+    yield from (uri for uri in identity.uris if ":" in uri)

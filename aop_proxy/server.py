@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass
 
 from aop_proxy.connection import Connection
+from aop_proxy.listeners import BACKLOG
 from aop_proxy.log import Log
 from aop_proxy.model import Limits
 from aop_proxy.poller import make_poller
@@ -121,18 +122,18 @@ class Server:
             self.poller.stop_reading(listener.fileno())
         self.loop.call_later(self._back_off, self._resume)
 
-    def _acceptable(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
+    def _acceptable(self, listener: socket.socket, at_most: int = ACCEPTS_PER_TURN) -> None:
+        for _ in range(at_most):
             try:
                 client, address = listener.accept()
             except BlockingIOError:
+                self._back_off = 0.0
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_CAPACITY:
                     self._pause(error)
                     return
                 continue  # this one client was gone before we came (accept(2): treat as EAGAIN)
-            self._back_off = 0.0
             self._begin(client, address)
 
     def _begin(self, client: socket.socket, address: tuple[str, int]) -> None:
@@ -147,31 +148,34 @@ class Server:
         for waiting in (self._silent, self._handshaking):
             for connection in waiting:
                 del waiting[connection]
-                connection.end(Reason.HANDSHAKE_TIMEOUT if connection.heard else Reason.CLIENT_SILENT)
+                connection.give_up()
                 return
 
     # Ending.
 
     def _sweep(self) -> None:
         now = self.loop.time()
-        idle, handshake = self.snapshot.settings.timeouts.idle, self.snapshot.settings.timeouts.handshake
+        timeouts = self.snapshot.settings.timeouts
+        idle = timeouts.idle
         for connection in list(self._admitted):
             active_at = connection.active_at()
             if active_at is not None and now - active_at >= idle:
                 connection.end(Reason.IDLE_TIMEOUT)
-        for connection in [*self._silent, *self._handshaking]:
+        for connection in [*self._silent, *self._handshaking, *self._admitted]:
             if connection.deadline is not None and now >= connection.deadline:
-                connection.end(Reason.HANDSHAKE_TIMEOUT if connection.heard else Reason.CLIENT_SILENT)
+                connection.give_up()
         if now >= self._next_suppressed:
             self._next_suppressed = now + SUPPRESSED_EVERY
             self._records.write_suppressed()
-        self._sweeping = self.loop.call_later(min(SWEEP_EVERY, idle / 4, handshake / 4), self._sweep)
+        self._sweeping = self.loop.call_later(
+            min(SWEEP_EVERY, idle / 4, timeouts.handshake / 4, timeouts.linger / 4), self._sweep
+        )
 
     async def drain(self) -> int:
         """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""
         self.draining = True
         for listener in self._listeners:
-            self._acceptable(listener)  # who is in the queue by now has been promised a connection
+            self._acceptable(listener, BACKLOG)  # who is in the queue by now has been promised a connection
             self.poller.forget(listener.fileno())
             listener.close()
         self._listeners = []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aop_proxy.identity import Identity, UnreadableCertificate, read_identity
+from aop_proxy.identity import Identity, UnreadableCertificate, parse_identity, read_identity
 from aop_proxy.log import Log, Value
 from aop_proxy.reasons import Reason, Verdict
 
@@ -74,7 +74,10 @@ class ConnectionRecord:
 
     def _identity(self) -> Identity | None:
         try:
-            return read_identity(self.certificate) if self.certificate else None
+            if not self.certificate:
+                return None
+            read = read_identity if self.reason.verdict is Verdict.ACCEPTED else parse_identity
+            return read(self.certificate)
         except UnreadableCertificate:
             return None
 

@@ -22,6 +22,8 @@ UNRECOGNIZED_NAME_ALERT = bytes.fromhex("15 03 03 00 02 02 70")
 """A fatal unrecognized_name in clear (RFC 6066 section 3), for when nothing has been said yet."""
 
 _RECORD_HEADER = 5
+_MAX_RECORD_CIPHERTEXT = MAX_RECORD_PLAINTEXT + 256
+"""RFC 8446 section 5.2. OpenSSL refuses a header that says more, once it has this much."""
 _SEALED_ALERT = bytes.fromhex("17 03 03 00 13")
 _SEALED_ALERT_LENGTH = 24
 """A sealed alert is always 5 bytes of header, 2 of alert, 1 of type, 16 of tag."""
@@ -348,7 +350,8 @@ class TlsSession:
                 stop = start + (self._missing or self._begin_record(ciphertext, start))
                 self._missing = 0
             else:
-                stop = start + _RECORD_HEADER + (ciphertext[start + 3] << 8 | ciphertext[start + 4])
+                length = ciphertext[start + 3] << 8 | ciphertext[start + 4]
+                stop = start + _RECORD_HEADER + min(length, _MAX_RECORD_CIPHERTEXT)
             if stop > end:
                 feed(ciphertext[start:])
                 self._missing = stop - end
@@ -379,7 +382,7 @@ class TlsSession:
             self._cut_header = header
             return len(header) - known
         self._cut_header = b""
-        return _RECORD_HEADER - known + int.from_bytes(header[3:])
+        return _RECORD_HEADER - known + min(int.from_bytes(header[3:]), _MAX_RECORD_CIPHERTEXT)
 
     def encrypt(self, plaintext: memoryview) -> bytes:
         """Encrypt at most `MAX_RECORD_PLAINTEXT` bytes: one record, to be sent behind any output taken before."""
@@ -391,6 +394,11 @@ class TlsSession:
         with contextlib.suppress(ssl.SSLError):  # WantRead: the client has not said so yet, which is as it should be
             self._object.unwrap()
 
+    def forget_secret(self) -> None:
+        """Overwrite the secret; call when the handshake is over, however it ended, unless a `Sealing` holds it now."""
+        self._secret[:] = bytes(len(self._secret))
+        self._secret = bytearray()
+
     def _accept(self) -> Accepted | Refused:
         certificate = self._object.getpeercert(True)
         cipher = self._object.cipher()
@@ -398,7 +406,7 @@ class TlsSession:
             return self._end(Reason.INTERNAL_ERROR)
         self._note_server_name()
         self._object.context = self._quiet
-        self._forget_secret()
+        self.forget_secret()
         return Accepted(self, certificate, self._incoming.read(), cipher[0], self._object.selected_alpn_protocol())
 
     def _refuse(self, error: ssl.SSLError) -> Refused:
@@ -412,8 +420,8 @@ class TlsSession:
         suite = cipher[0] if cipher else ""
         output = self._outgoing.read()
         sealing = self._sealing(output, suite)
-        if sealing is None:
-            self._forget_secret()
+        if sealing is not None:
+            self._secret = bytearray()
         asked = _has_asked(self._incoming.read(), suite)
         self._drop()
         # With `sealing`, OpenSSL's alert goes nowhere: it bears the key and sequence number of our first record.
@@ -431,7 +439,7 @@ class TlsSession:
 
     def _end(self, reason: Reason) -> Refused:
         output = self._outgoing.read()
-        self._forget_secret()
+        self.forget_secret()
         self._drop()
         return Refused(reason, None, output)
 
@@ -453,10 +461,6 @@ class TlsSession:
         if start >= 0:
             line = lines[start : lines.index(b"\n", start)]
             self._secret = bytearray.fromhex(line.rpartition(b" ")[2].decode())
-
-    def _forget_secret(self) -> None:
-        self._secret[:] = bytes(len(self._secret))
-        self._secret = bytearray()
 
 
 def _has_asked(unread: bytes, suite: str) -> bool:

@@ -13,7 +13,6 @@ import resource
 import signal
 import socket
 import sys
-import warnings
 
 import uvloop
 
@@ -88,9 +87,9 @@ def _drop_privileges(user: str | None) -> None:
     """Become `user` for good, and readable by no other process of that user's (the secrets in our pipe above all)."""
     if user is not None:
         try:
-            entry = pwd.getpwnam(user)
+            entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
             if os.getuid() != entry.pw_uid:
-                os.initgroups(user, entry.pw_gid)
+                os.initgroups(entry.pw_name, entry.pw_gid)
                 os.setgid(entry.pw_gid)
                 os.setuid(entry.pw_uid)
         except KeyError as error:
@@ -114,7 +113,6 @@ def main() -> None:
     sys.unraisablehook = lambda _: (
         None
     )  # CPython's complaint about a server name that is not ASCII: the client is refused
-    warnings.simplefilter("ignore")  # a stranger's odd certificate is not to write on our stderr
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -23,7 +23,7 @@ from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 QUICK_DEATH = 10.0
 """Seconds: a worker that lived longer than this died of something new."""
 MAX_QUICK_DEATHS = 8
-RESTART_PAUSE_MIN, RESTART_PAUSE_MAX = 0.1, 5.0
+RESTART_PAUSE_MIN, RESTART_PAUSE_MAX = 0.1, 2.0
 _WORKER = f"""
 import sys
 sys.path.append({os.path.dirname(os.path.dirname(os.path.abspath(__file__)))!r})
@@ -31,6 +31,8 @@ from aop_proxy.worker import main
 main()
 """
 """What a worker runs: this package, with -P, so that no file in the working directory can pass for a module."""
+END_PATIENCE = 1.0
+"""Seconds that a worker whose parent hung up has to end."""
 DRAIN_GRACE = 5.0
 """Seconds past the drain deadline until a worker that does not answer is killed."""
 
@@ -76,9 +78,14 @@ class WorkerProcess:
             return None
         return await self._channel.receive_reply()
 
-    def hang_up(self) -> None:
-        """Close the channel: a worker that still lives ends."""
+    async def end(self) -> None:
+        """Close the channel, over which a worker that still lives ends, and see that it does."""
         self._channel.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), END_PATIENCE)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
 
 
 class Parent:
@@ -146,7 +153,7 @@ class Parent:
                 problems |= dict.fromkeys(Problem(*map(str, pair)) for pair in reply.get("problems", []))
         if problems:
             raise ConfigurationError(*problems)
-        for advice in (replies[0] or {}).get("advice", []) if announce else []:
+        for advice in replies[0].get("advice", []) if announce and replies and replies[0] else []:
             self._log.event("warning", "advice", advice=str(advice))
 
     def _watch(self, worker: WorkerProcess) -> None:
@@ -157,7 +164,7 @@ class Parent:
         deaths = 0
         while True:
             code = await worker.process.wait()
-            worker.hang_up()
+            await worker.end()
             self._log.event("error", "worker_exited", worker=worker.number, pid=worker.process.pid, code=code)
             lived = asyncio.get_running_loop().time() - worker.started
             deaths = deaths + 1 if lived < QUICK_DEATH else 1
@@ -182,15 +189,20 @@ class Parent:
             try:
                 bundle = await asyncio.get_running_loop().run_in_executor(None, self._load)
                 _refuse_what_needs_a_restart(self._bundle.settings, bundle.settings)
-                await self._prepare([*self._workers.values()], bundle, self._generation + 1, announce=True)
-            except ConfigurationError as error:
-                self._log.event("error", "reload_failed", problems=[str(problem) for problem in error.problems])
+                await self._prepare(self._alive(), bundle, self._generation + 1, announce=True)
+            except (ConfigurationError, OSError) as error:
+                problems = getattr(error, "problems", (error,))
+                self._log.event("error", "reload_failed", problems=[str(problem) for problem in problems])
                 return
-            await asyncio.gather(*(worker.ask(Commit()) for worker in self._workers.values()))
+            await asyncio.gather(*(worker.ask(Commit()) for worker in self._alive()))
             self._bundle = bundle
             self._generation += 1
             self._log.configure(bundle.settings.log)
             self._log.event("info", "reloaded", generation=self._generation)
+
+    def _alive(self) -> list[WorkerProcess]:
+        """Those that can be asked; who takes a dead one's place gets the bundle of that time."""
+        return [worker for worker in self._workers.values() if worker.process.returncode is None]
 
     # Ending.
 
@@ -220,13 +232,7 @@ class Parent:
     async def _kill_all(self) -> None:
         for watcher in self._watchers.values():
             watcher.cancel()
-        for worker in self._workers.values():
-            worker.hang_up()
-            try:
-                await asyncio.wait_for(worker.process.wait(), 1.0)
-            except TimeoutError:
-                worker.process.kill()
-                await worker.process.wait()
+        await asyncio.gather(*(worker.end() for worker in self._workers.values()))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """Hold a reference: the loop itself does not."""

@@ -21,7 +21,7 @@ ROOMS = {
     "log": "log telemetry",
     "OpenSSL": "credentials farewell tls snapshot",
     "one connection": "poller relay upstream connection",
-    "many connections": "server channel worker listeners workers admin",
+    "many connections": "listeners server channel worker workers admin",
     "people": "probe zone_certificates demo cli __main__",
 }
 """A module imports only from those that stand before it."""

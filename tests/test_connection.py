@@ -32,8 +32,8 @@ from actors import (
     reset_after_request,
     speak_first,
 )
-from aop_proxy.connection import MAX_WORDLESS
 from aop_proxy.model import Dial, Upstream
+from aop_proxy.relay import MAX_WORDLESS
 from certificates import QUARTER, Authority, CredentialFiles, Credentials, key_pem, make_key
 from in_process import LOOPS, InProcessServer, LoopThread, make_bundle
 from tls13 import Tls13Client

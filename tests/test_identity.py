@@ -180,10 +180,6 @@ def test_any_damage_to_a_good_certificate(seed: int) -> None:
     is_read_or_not(bytes(damaged))
 
 
-@pytest.mark.xfail(
-    reason="the library's warnings reach stderr, between the log's lines and past its token bucket",
-    raises=AssertionError,
-)
 @pytest.mark.parametrize(
     "certificate",
     [

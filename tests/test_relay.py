@@ -524,9 +524,6 @@ def test_answers_to_key_updates_are_bounded(updating: Updating) -> None:
     assert len(updating.line.relay._client_backlog) <= RECEIVE + 100 * 22 + 2 * MAX_UNASKED
 
 
-@pytest.mark.xfail(
-    reason="the answer is sent behind our FIN, which fails and resets both sides", raises=ConnectionError
-)
 def test_a_key_update_after_our_close_notify(updating: Updating) -> None:
     """When the upstream has ended its half, a client that goes on sending may update its keys."""
     tls = updating.tls

@@ -184,10 +184,6 @@ def test_600_silent_sockets_keep_nobody_out(serve: Serve, client_credentials: Cr
     server.wait_for("connection", count=603)
 
 
-@pytest.mark.xfail(
-    reason="who is evicted in the turn it was accepted in never runs: no record, and `stop` waits for it",
-    raises=AssertionError,
-)
 def test_everybody_has_a_record(serve: Serve) -> None:
     """Also who must leave in the same turn of the loop."""
     server = serve(listen=False, limits={"unauthenticated": 2})
@@ -197,9 +193,6 @@ def test_everybody_has_a_record(serve: Serve) -> None:
     server.wait_for("connection", count=8, timeout=0.5)
 
 
-@pytest.mark.xfail(
-    reason="the reason of who lingers over its page is overwritten when it must make room", raises=AssertionError
-)
 def test_a_refused_client_keeps_its_reason(serve: Serve) -> None:
     """Who has read its page and does not leave is closed for room, as what it was refused for."""
     server = serve(limits={"unauthenticated": 1}, timeouts={"linger": 5})
@@ -271,7 +264,6 @@ def test_out_of_descriptors(few_descriptors: Proxy, client_credentials: Credenti
 
 
 @needs_prlimit
-@pytest.mark.xfail(reason="every accept that succeeds in between makes it say so again", strict=False)
 def test_out_of_descriptors_is_said_once(few_descriptors: Proxy, client_credentials: CredentialFiles) -> None:
     """However long it lasts, and though a place becomes free now and then."""
     with contextlib.ExitStack() as stack:
@@ -471,7 +463,6 @@ def test_a_client_in_the_queue_at_the_end_is_served(serve: Serve, client_credent
         assert server.record()["reason"] in ("closed", "client_reset", "drained")
 
 
-@pytest.mark.xfail(reason="the queue is emptied by one turn's worth only", raises=OSError)
 def test_a_long_queue_at_the_end_is_served(serve: Serve, client_credentials: CredentialFiles) -> None:
     """However many they are."""
     server = serve(listen=False, timeouts={"drain": 10})

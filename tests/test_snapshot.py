@@ -231,7 +231,6 @@ def test_a_list_that_cannot_be_read(files: dict[str, bytes], content: bytes) -> 
     assert [problem.path for problem in found] == ["sites[0].clients.crl[0]", "sites[0].clients.crl"]
 
 
-@pytest.mark.xfail(reason="a CRL without entries is taken for none", raises=ConfigurationError)
 def test_a_list_that_revokes_nobody(
     files: dict[str, bytes], ca: Authority, verdict: Callable[..., Reason | None]
 ) -> None:

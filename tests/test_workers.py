@@ -1,0 +1,467 @@
+"""The parent as an operator meets it: a process that starts workers, replaces them, reloads, and ends as asked."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import actors
+from actors import (
+    GET,
+    HELLO,
+    ONE_WORKER,
+    PATIENCE,
+    Proxy,
+    RecordingBackend,
+    TlsClient,
+    ask,
+    client_context,
+    never_answer,
+    run_command,
+)
+from aop_proxy.workers import ExitCode, usable_cpus
+from certificates import Authority, CredentialFiles
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+Config = dict[str, Any]
+
+
+@pytest.fixture
+def config(site: Config, backend: RecordingBackend) -> Config:
+    """One worker in front of `backend`."""
+    return {**ONE_WORKER, "sites": [site]}
+
+
+def test_exit_codes() -> None:
+    """Service managers know them by number."""
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4]
+
+
+def is_served(proxy: Proxy, credentials: CredentialFiles) -> bool:
+    return ask(proxy.address, client_context(credentials)).status == 200
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process that is not our child ends within the deadline."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            return bool(select.select([descriptor], [], [], PATIENCE)[0])
+        finally:
+            os.close(descriptor)
+    return True
+
+
+@contextlib.contextmanager
+def busy(
+    proxy: Proxy, backend: RecordingBackend, credentials: CredentialFiles, count: int = 1
+) -> Iterator[list[TlsClient]]:
+    """Clients whose request the backend does not answer."""
+    backend.behaviour = never_answer
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            clients.append(stack.enter_context(TlsClient(proxy.address, client_context(credentials))))
+            clients[-1].handshake(with_data=GET)
+        backend.wait_for_connection(count)
+        yield clients
+
+
+@contextlib.contextmanager
+def running(
+    site: Config, *, before: str = "", directory: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], actors.Log]]:
+    """`run` by flags, with something changed before it starts: a pause that nobody has the time for, say."""
+    code = f"import sys\nfrom aop_proxy import cli, workers\n{before}\nsys.exit(cli.main(sys.argv[1:]))"
+    flags = {"listen": "127.0.0.1:0", "workers": "1", "log-format": "json", "client-ca": site["clients"]["ca"][0]}
+    flags |= {name.replace("_", "-"): site[name] for name in ("certificate", "private_key", "upstream")}
+    command = [sys.executable, "-c", code, "run", *(f"--{name}={value}" for name, value in flags.items())]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    read, write = os.pipe()
+    with subprocess.Popen(command, stderr=write, cwd=directory, env=environment) as process:
+        os.close(write)
+        log = actors.Log(read)
+        try:
+            yield process, log
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+            log.join(PATIENCE)
+
+
+def has(log: actors.Log, *events: str, count: int = 1, timeout: float = PATIENCE) -> bool:
+    """Whether so many of these events come before the deadline."""
+    return log.wait_until(lambda: sum(event["event"] in events for event in log.events) >= count, timeout)
+
+
+def pid_of(log: actors.Log, number: int) -> int:
+    """The process of the worker that was started as the `number`-th, from 1."""
+    assert has(log, "worker_started", count=number)
+    return int([event["pid"] for event in log.events if event["event"] == "worker_started"][number - 1])
+
+
+# Start
+
+
+def test_says_where_it_listens(config: Config, client_credentials: CredentialFiles) -> None:
+    """Once, when every worker serves, with the real ports of every address; before that each worker's number and pid."""
+    with Proxy({**config, "listen": ["127.0.0.1:0", "[::1]:0"], "workers": "auto"}) as proxy:
+        assert usable_cpus() == len(os.sched_getaffinity(0))
+        numbers = [*range(1, usable_cpus() + 1)]
+        assert [event["event"] for event in proxy.log.events] == ["worker_started" for _ in numbers] + ["listening"]
+        assert sorted(event["worker"] for event in proxy.events("worker_started")) == numbers
+        addresses = proxy.events("listening")[0]["addresses"]
+        assert [address.rpartition(":")[0] for address in addresses] == ["127.0.0.1", "[::1]"]
+        for family, address in zip((socket.AF_INET, socket.AF_INET6), addresses, strict=True):
+            host, _, port = address.rpartition(":")
+            with socket.socket(family) as sock:
+                sock.connect((host.strip("[]"), int(port)))
+        assert is_served(proxy, client_credentials)
+
+
+def test_every_worker_serves(config: Config, client_credentials: CredentialFiles) -> None:
+    """Connections are spread over the workers."""
+    with Proxy({**config, "workers": 2}) as proxy:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(lambda _: is_served(proxy, client_credentials), range(40)))
+        proxy.wait_for("connection", count=40)
+        assert {record["worker"] for record in proxy.connection_records()} == {1, 2}
+
+
+# Workers that die
+
+
+def test_a_dead_worker_is_replaced(config: Config, client_credentials: CredentialFiles) -> None:
+    """Within a second there is another one on the same port, with the same configuration."""
+    with Proxy(config) as proxy:
+        (dead,) = proxy.worker_pids
+        os.kill(dead, signal.SIGKILL)
+        exited = proxy.wait_for("worker_exited")
+        assert [exited[name] for name in ("level", "worker", "pid", "code")] == ["error", 1, dead, -9]
+        started = proxy.wait_for("worker_started", count=2, timeout=1)
+        assert started["worker"] == 1
+        assert is_served(proxy, client_credentials)
+        assert proxy.connection_record(reason="closed")["generation"] == 1
+
+
+def test_a_dead_worker_of_several_takes_nobody_with_it(
+    config: Config, backend: RecordingBackend, client_credentials: CredentialFiles
+) -> None:
+    """The connections of the others live on."""
+    with Proxy({**config, "workers": 2}) as proxy, contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(8):
+            clients.append(stack.enter_context(TlsClient(proxy.address, client_context(client_credentials))))
+            clients[-1].handshake(with_data=GET)
+            clients[-1].receive_exactly(len(HELLO))
+        os.kill(proxy.worker_pids[0], signal.SIGKILL)
+        proxy.wait_for("worker_exited")
+        alive = 0
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.send(GET)
+                alive += client.receive(len(HELLO)) == HELLO
+        assert 0 < alive < 8
+
+
+def test_a_worker_that_dies_after_a_reload_comes_back_with_the_new_configuration(
+    config: Config, site: Config, client_credentials: CredentialFiles
+) -> None:
+    """The replacement serves what the others serve."""
+    with Proxy(config) as proxy:
+        proxy.write_config({**config, "sites": [{**site, "hosts": ["other.example"]}]})
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_for("reloaded")
+        os.kill(proxy.worker_pids[0], signal.SIGKILL)
+        proxy.wait_for("worker_started", count=2)
+        assert ask(proxy.address, client_context(client_credentials)).status == 421
+
+
+def test_workers_that_keep_dying(site: Config) -> None:
+    """After the ninth death in a row it gives up, with its own exit code (the pauses between them are shortened)."""
+    with running(site, before="workers.RESTART_PAUSE_MIN = workers.RESTART_PAUSE_MAX = 0.01") as (process, log):
+        for number in range(1, 10):
+            os.kill(pid_of(log, number), signal.SIGKILL)
+        assert process.wait(PATIENCE) == ExitCode.WORKERS_KEEP_DYING
+    assert not has(log, "worker_started", count=10, timeout=0)
+
+
+def test_the_parent_dies(config: Config, backend: RecordingBackend, client_credentials: CredentialFiles) -> None:
+    """Workers end with it, whatever they are doing, and the port is free again."""
+    proxy = Proxy({**config, "workers": 2}).start()
+    try:
+        workers, port = proxy.worker_pids, proxy.port
+        with busy(proxy, backend, client_credentials, count=4):
+            proxy.kill()
+            assert [is_gone(pid) for pid in workers] == [True, True]
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+    finally:
+        proxy.end()
+
+
+# Reload
+
+
+def reload(proxy: Proxy, config: Config) -> None:
+    proxy.write_config(config)
+    proxy.signal(signal.SIGHUP)
+
+
+def test_a_reload(
+    config: Config, site: Config, client_credentials: CredentialFiles, server_authority: Authority, tmp_path: Path
+) -> None:
+    """New connections meet the new certificate and rules; old ones live on; advice is given again; the log says so."""
+    renewed = server_authority.issue_server("renewed.example").write(tmp_path, "server")
+    new_site = {**site, "certificate": str(renewed.certificate), "private_key": str(renewed.private_key)}
+    with Proxy(config) as proxy, TlsClient(proxy.address, client_context(client_credentials)) as old:
+        old.handshake(with_data=GET)
+        old.receive_exactly(len(HELLO))
+        reload(proxy, {**config, "sites": [new_site], "log": {"format": "json", "level": "debug"}})
+        assert proxy.wait_for("reloaded")["generation"] == 2
+        with TlsClient(proxy.address, client_context(client_credentials)) as new:
+            new.handshake(with_data=GET)
+            new.receive_exactly(len(HELLO))
+            assert new.tls.getpeercert(True) == renewed_der(renewed)
+        old.send(GET)
+        assert old.receive_exactly(len(HELLO)) == HELLO
+        reload(proxy, config)
+        assert proxy.wait_for("reloaded", count=2)["generation"] == 3
+
+
+def renewed_der(files: CredentialFiles) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+
+
+def test_a_broken_reload_changes_nothing(
+    config: Config, site: Config, client_credentials: CredentialFiles, tmp_path: Path
+) -> None:
+    """Every problem is named, whether of the file's form or of a certificate, and the old configuration serves."""
+    bad = tmp_path / "bad.pem"
+    bad.write_text("<html>")
+    with Proxy({**config, "workers": 2}) as proxy:
+        broken: list[tuple[Config, list[str]]] = [
+            ({**config, "nonsense": 1}, ["nonsense: is not a known key"]),
+            ({**config, "sites": [{**site, "certificate": "gone.pem"}]}, ["sites[0].certificate: "]),
+            (
+                {**config, "sites": [{**site, "certificate": str(bad), "clients": {"ca": [str(bad)]}}]},
+                ["sites[0].clients.ca[0]: this is an HTML page", "sites[0].certificate: this is an HTML page"],
+            ),
+        ]
+        for number, (wrong, expected) in enumerate(broken, 1):
+            reload(proxy, {**wrong, "workers": 2})
+            failed = proxy.wait_for("reload_failed", count=number)
+            assert failed["level"] == "error"
+            assert [told[: len(start)] for told, start in zip(failed["problems"], expected, strict=True)] == expected
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda _: is_served(proxy, client_credentials), range(12)))
+        assert {record["generation"] for record in proxy.connection_records()} == {1}
+        assert proxy.events("reloaded") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("listen", ["127.0.0.1:1"]), ("workers", 2), ("user", "nobody"), ("refusal", "alert")]
+)
+def test_what_needs_a_restart(
+    proxy: Proxy, site: Config, key: str, value: Any, client_credentials: CredentialFiles
+) -> None:
+    """It is said, and the rest of the new file does not come into force either."""
+    reload(proxy, {**ONE_WORKER, "sites": [{**site, "hosts": ["other.example"]}], key: value})
+    assert proxy.wait_for("reload_failed")["problems"] == [f"{key}: a change of this key needs a restart"]
+    assert is_served(proxy, client_credentials)
+
+
+def test_a_worker_dies_in_the_middle_of_a_reload(
+    config: Config, site: Config, client_credentials: CredentialFiles
+) -> None:
+    """All switch or none: in the end every worker serves the same."""
+    with Proxy({**config, "workers": 3}) as proxy:
+        _, second, third = proxy.worker_pids
+        os.kill(third, signal.SIGSTOP)
+        reload(proxy, {**config, "workers": 3, "sites": [{**site, "hosts": ["other.example"]}]})
+        os.kill(second, signal.SIGKILL)
+        proxy.wait_for("worker_exited")
+        os.kill(third, signal.SIGCONT)
+        assert proxy.log.wait_until(lambda: bool(proxy.events("reloaded") or proxy.events("reload_failed")), PATIENCE)
+        proxy.wait_for("worker_started", count=4)
+        with ThreadPoolExecutor(8) as pool:
+            answers = set(pool.map(lambda _: ask(proxy.address, client_context(client_credentials)).status, range(48)))
+        assert answers in ({200}, {421})
+        assert answers == {421 if proxy.events("reloaded") else 200}
+
+
+def test_a_reload_while_a_worker_is_being_replaced(
+    config: Config, site: Config, client_credentials: CredentialFiles
+) -> None:
+    """A worker that is dead for a moment is no reason to keep the old configuration."""
+    with Proxy({**config, "workers": 2}) as proxy:
+        for number in (1, 2):  # the second death is followed by a pause
+            os.kill(proxy.worker_pids[-1] if number == 2 else proxy.worker_pids[0], signal.SIGKILL)
+            proxy.wait_for("worker_exited", count=number)
+            if number == 1:
+                proxy.wait_for("worker_started", count=3)
+        reload(proxy, {**config, "workers": 2, "sites": [{**site, "hosts": ["other.example"]}]})
+        assert proxy.log.wait_until(lambda: bool(proxy.events("reloaded") or proxy.events("reload_failed")), PATIENCE)
+        assert proxy.events("reload_failed") == []
+
+
+def test_a_reload_where_the_working_directory_is_gone(site: Config, tmp_path: Path) -> None:
+    """A deployment that removes the old release's directory gets an answer, too."""
+    directory = tmp_path / "release"
+    directory.mkdir()
+    with running(site, directory=directory) as (process, log):
+        assert has(log, "listening")
+        directory.rmdir()
+        process.send_signal(signal.SIGHUP)
+        assert has(log, "reloaded", "reload_failed", timeout=0.5)
+
+
+@needs_root
+def test_a_reload_under_another_user(
+    config: Config, site: Config, client_credentials: CredentialFiles, tmp_path: Path
+) -> None:
+    """Keys that only root may read are read anew by the parent, and pages still work."""
+    key = tmp_path / "server.key"
+    key.touch(0o600)
+    key.write_bytes(Path(site["private_key"]).read_bytes())
+    private = {**config, "user": "nobody", "sites": [{**site, "private_key": str(key)}]}
+    with Proxy(private) as proxy:
+        for number in (1, 2):
+            assert is_served(proxy, client_credentials)
+            assert ask(proxy.address, client_context()).status == 400
+            proxy.signal(signal.SIGHUP)
+            assert proxy.wait_for("reloaded", count=number)["generation"] == number + 1
+        assert "\t65534\t" in Path(f"/proc/{proxy.worker_pids[0]}/status").read_text()
+        assert "Uid:\t0\t" in Path(f"/proc/{proxy.pid}/status").read_text()
+
+
+# Ends
+
+
+def test_ends_as_asked(config: Config, client_credentials: CredentialFiles) -> None:
+    """SIGTERM drains, and with nothing left it exits 0, and its workers and its port are gone."""
+    with Proxy({**config, "workers": 2}) as proxy:
+        assert is_served(proxy, client_credentials)
+        proxy.connection_record(reason="closed")
+        workers = proxy.worker_pids
+        proxy.terminate()
+        assert proxy.exit_code == ExitCode.DRAINED
+        assert proxy.wait_for("drained")["connections_cut"] == 0
+        assert [is_gone(pid) for pid in workers] == [True, True]
+        assert proxy.events("worker_exited") == []
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(proxy.address)
+
+
+def test_the_drain_deadline(config: Config, backend: RecordingBackend, client_credentials: CredentialFiles) -> None:
+    """SIGINT drains too; connections that are busy at the deadline are cut, and it exits 1."""
+    timeouts = {"drain": "200ms", "linger": "100ms"}
+    with Proxy({**config, "timeouts": timeouts}) as proxy, busy(proxy, backend, client_credentials, count=2):
+        proxy.signal(signal.SIGINT)
+        assert proxy.exit_code == ExitCode.CUT_CONNECTIONS
+        assert proxy.wait_for("drained")["connections_cut"] == 2
+        assert len(proxy.events("connection", reason="drain_timeout")) == 2
+
+
+def time_of_second_signal(proxy: Proxy) -> float:
+    """Seconds from a second SIGTERM to the end."""
+    proxy.terminate()
+    proxy.wait_for("draining")
+    started = time.monotonic()
+    proxy.terminate()
+    assert proxy.exit_code == ExitCode.CUT_CONNECTIONS
+    return time.monotonic() - started
+
+
+def test_a_second_signal_stops_at_once(
+    config: Config, backend: RecordingBackend, client_credentials: CredentialFiles
+) -> None:
+    """Whatever is still open is cut, and it exits 1."""
+    with Proxy(config) as proxy, busy(proxy, backend, client_credentials) as (client,):
+        assert time_of_second_signal(proxy) < 2
+        assert client.receive_all().data == b""
+
+
+def test_a_second_signal_stops_all_at_once(
+    config: Config, backend: RecordingBackend, client_credentials: CredentialFiles
+) -> None:
+    """However many workers there are."""
+    with Proxy({**config, "workers": 3}) as proxy, busy(proxy, backend, client_credentials, count=18):
+        assert time_of_second_signal(proxy) < 2
+
+
+def test_a_worker_that_does_not_answer_is_not_waited_for(config: Config) -> None:
+    """A worker that hangs when it is to drain is killed by a second signal."""
+    with Proxy(config) as proxy:
+        (worker,) = proxy.worker_pids
+        os.kill(worker, signal.SIGSTOP)
+        assert time_of_second_signal(proxy) < 3
+        assert is_gone(worker)
+
+
+def test_a_worker_that_hangs_past_the_deadline(site: Config) -> None:
+    """Without a second signal it is killed a little after the drain deadline, and it exits 1."""
+    with running(site, before="sys.argv.append('--timeout-drain=1ms'); workers.DRAIN_GRACE = 0.2") as (process, log):
+        assert has(log, "listening")
+        worker = pid_of(log, 1)
+        os.kill(worker, signal.SIGSTOP)
+        process.terminate()
+        assert process.wait(PATIENCE) == ExitCode.CUT_CONNECTIONS
+        assert is_gone(worker)
+    assert log.events[-1]["connections_cut"] == "unknown"
+    assert log.stray == []
+
+
+def test_a_signal_during_the_start(site: Config) -> None:
+    """Who is told to end before it serves ends."""
+    with running(site) as (process, log):
+        pid_of(log, 1)
+        process.terminate()
+        assert process.wait(PATIENCE) == ExitCode.DRAINED
+    assert log.stray == []
+
+
+def test_bad_configuration(config: Config, site: Config, tmp_path: Path) -> None:
+    """What only a worker can find wrong ends the start as well, with every problem on stderr, and exit code 2."""
+    bad = tmp_path / "bad.pem"
+    bad.write_text("<html>")
+    proxy = Proxy({**config, "workers": 2, "sites": [{**site, "clients": {"ca": [str(bad), str(bad)]}}]})
+    done = run_command("run", *proxy.flags)
+    proxy._scratch.cleanup()
+    assert done.exit_code == ExitCode.BAD_CONFIGURATION
+    told = [line for line in done.stderr.splitlines() if line.startswith("aop-proxy: ")]
+    assert [line.split(": ")[1] for line in told] == ["sites[0].clients.ca[0]", "sites[0].clients.ca[1]"]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_address_that_is_taken(config: Config) -> None:
+    """It is named, and the exit code is 4; a second instance is noticed, too."""
+    with Proxy(config) as proxy:
+        other = Proxy({**config, "listen": [proxy.addresses[0]]})
+        done = run_command("run", *other.flags)
+        other._scratch.cleanup()
+    assert done.exit_code == ExitCode.CANNOT_BIND
+    assert done.stderr == f"aop-proxy: cannot listen on {proxy.addresses[0]}: Address already in use\n"
+
+
+def test_told_to_end_in_the_middle_of_a_reload(config: Config, client_credentials: CredentialFiles) -> None:
+    """A reload that is under way does not keep it from draining."""
+    with Proxy(config) as proxy:
+        (worker,) = proxy.worker_pids
+        os.kill(worker, signal.SIGSTOP)
+        proxy.signal(signal.SIGHUP)
+        proxy.terminate()
+        proxy.wait_for("draining")
+        os.kill(worker, signal.SIGCONT)
+        assert proxy.exit_code == ExitCode.DRAINED
