@@ -123,15 +123,13 @@ class Connection:
         session = outcome.session
         refusal = self._judge(outcome)
         if refusal is not None:
-            if not outcome.behind:
-                await self._wait_for_the_question()
-            return await self._explain(session, refusal)
+            return await self._explain(outcome, refusal, outcome.behind)
         first = await self._first_plaintext(outcome)
         if first is None:
             return Reason.CLOSED
         upstream = await dial(self._poller, self._gate.site.upstream, timeouts.connect)
         if isinstance(upstream, Reason):
-            return await self._explain(session, upstream)
+            return await self._explain(outcome, upstream, first)
         end, address = upstream
         self.record.upstream = address.url
         with end:
@@ -249,24 +247,29 @@ class Connection:
         """Say why in a sealed page if that is allowed, else with OpenSSL's alert; one of the two, never both."""
         farewell = refused.output
         if refused.sealing is not None:
-            page = pages.page(refused.reason, self.record.reference)
+            asked = refused.asked or await self._is_asked()
+            page = pages.page(refused.reason, self.record.reference, refused.alpn, asked=asked)
             farewell = seal_farewell(refused.sealing.secret, refused.sealing.suite, page)
             refused.sealing.secret[:] = bytes(len(refused.sealing.secret))
-            if not refused.asked:
-                await self._wait_for_the_question()
         return await self._last_words(farewell, refused.reason) if farewell else refused.reason
 
-    async def _wait_for_the_question(self) -> None:
+    async def _explain(self, accepted: Accepted, reason: Reason, heard: bytes) -> Reason:
+        """Send a page on a live session whose client is not served, and read nothing more of it."""
+        asked = bool(heard) or await self._is_asked()
+        page = pages.page(reason, self.record.reference, accepted.alpn, asked=asked)
+        sealed = accepted.session.encrypt(memoryview(page))
+        accepted.session.close_notify()
+        return await self._last_words(sealed + accepted.session.take_output(), reason)
+
+    async def _is_asked(self) -> bool:
         """Give a client the time to ask: some take an answer that comes before their request for no answer at all."""
         patience = self._loop.call_later(QUESTION_PATIENCE, self._wake)
         await self._readable()
         patience.cancel()
-
-    async def _explain(self, session: TlsSession, reason: Reason) -> Reason:
-        """Send a page on a live session whose client is not served, and read nothing more of it."""
-        page = session.encrypt(memoryview(pages.page(reason, self.record.reference)))
-        session.close_notify()
-        return await self._last_words(page + session.take_output(), reason)
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
 
     async def _last_words(self, farewell: bytes, reason: Reason) -> Reason:
         """Send what there is to say, and half-close; the server sees to the deadline."""

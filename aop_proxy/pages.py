@@ -33,23 +33,67 @@ _SENTENCES: dict[Reason, tuple[int, str, str]] = {
 }
 
 
-def _compose(status: int, phrase: str, sentence: str) -> bytes:
-    body = (
+def _body(status: int, phrase: str, sentence: str) -> bytes:
+    return (
         f"<html>\r\n<head><title>{status} {sentence}</title></head>\r\n<body>\r\n<center><h1>{status} {phrase}</h1>"
         f"</center>\r\n<center>{sentence}</center>\r\n<hr><center>"
-    ).encode()
-    end = b"</center>\r\n</body>\r\n</html>\r\n"
+    ).encode() + (_PLACE + b"</center>\r\n</body>\r\n</html>\r\n")
+
+
+def _http1(status: int, phrase: str, sentence: str) -> bytes:
+    body = _body(status, phrase, sentence)
     head = (
-        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/html\r\n"
-        f"Content-Length: {len(body) + REFERENCE_LENGTH + len(end)}\r\n"
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/html\r\nContent-Length: {_final_length(body)}\r\n"
         "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
-    ).encode()
-    return head + body + _PLACE + end
+    )
+    return head.encode() + body
 
 
-_PAGES = {reason: _compose(*sentence) for reason, sentence in _SENTENCES.items()}
+def _http2(status: int, phrase: str, sentence: str) -> bytes:
+    """The same on stream 1, which is the one that a client's first request opens (RFC 9113 section 5.1.1)."""
+    body = _body(status, phrase, sentence)
+    # Literal fields without indexing, their names by index of the static table (RFC 7541 section 6.2.2, appendix A).
+    head = b"".join(
+        name + bytes([len(value)]) + value
+        for name, value in (
+            (b"\x08", str(status).encode()),  # :status
+            (b"\x0f\x10", b"text/html"),  # content-type
+            (b"\x0f\x0d", str(_final_length(body)).encode()),  # content-length
+            (b"\x0f\x09", b"no-store"),  # cache-control
+        )
+    )
+    data = _frame(_DATA, _END_STREAM, 1, body, _final_length(body))
+    return _SETTINGS + _frame(_HEADERS, _END_HEADERS, 1, head, len(head)) + data + _goaway(last_stream=1)
 
 
-def page(reason: Reason, reference: str) -> bytes:
-    """Compose the HTTP/1.1 reply for a reason that has one (KeyError otherwise); `reference` has 8 characters."""
-    return _PAGES[reason].replace(_PLACE, reference.encode("ascii"))
+def _frame(kind: int, flags: int, stream: int, payload: bytes, length: int) -> bytes:
+    """A frame (RFC 9113 section 4.1) whose payload will have this length."""
+    return length.to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+
+def _goaway(last_stream: int) -> bytes:
+    payload = last_stream.to_bytes(4) + bytes(4)  # NO_ERROR
+    return _frame(_GOAWAY, 0, 0, payload, len(payload))
+
+
+def _final_length(body: bytes) -> int:
+    return len(body) - len(_PLACE) + REFERENCE_LENGTH
+
+
+_DATA, _HEADERS, _GOAWAY = 0, 1, 7
+_END_STREAM, _END_HEADERS = 1, 4
+_SETTINGS = bytes.fromhex("000000 04 00 00000000")
+_HTTP1_PAGES = {reason: _http1(*sentence) for reason, sentence in _SENTENCES.items()}
+_HTTP2_PAGES = {reason: _http2(*sentence) for reason, sentence in _SENTENCES.items()}
+_HTTP2_UNASKED = _SETTINGS + _goaway(last_stream=0)
+"""A client that has opened no stream takes frames on one for a protocol error: all it can be told is to go."""
+
+
+def page(reason: Reason, reference: str, alpn: str | None = None, *, asked: bool = True) -> bytes:
+    """Compose the reply for a reason that has one (KeyError otherwise); `reference` has 8 characters.
+
+    `alpn` is the protocol that was agreed, `asked` whether the client has sent something behind its handshake.
+    """
+    if alpn != "h2":
+        return _HTTP1_PAGES[reason].replace(_PLACE, reference.encode("ascii"))
+    return _HTTP2_PAGES[reason].replace(_PLACE, reference.encode("ascii")) if asked else _HTTP2_UNASKED

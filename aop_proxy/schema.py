@@ -77,11 +77,11 @@ _Duration = Annotated[
 ]
 _HandshakeBytes = Annotated[
     int,
-    _written(notation.size(4 * 1024, 1024 * 1024)),
+    _written(notation.size(4 * 1024, 256 * 1024)),
     _text_or_number(
-        "`16KiB`, `1MiB` or a number of bytes",
+        "`16KiB`, `64KiB` or a number of bytes",
         "^[0-9]+(KiB|MiB)?$",
-        {"type": "integer", "minimum": 4096, "maximum": 1024 * 1024, "description": "bytes"},
+        {"type": "integer", "minimum": 4096, "maximum": 256 * 1024, "description": "bytes"},
     ),
 ]
 _Rate = Annotated[

@@ -259,6 +259,7 @@ class Refused(NamedTuple):
     certificate: bytes | None = None
     """DER of the leaf the client showed: claimed, not proven."""
     cipher: str | None = None
+    alpn: str | None = None
     asked: bool = True
     """Something came behind the client's Finished: its request, most likely."""
 
@@ -418,6 +419,7 @@ class TlsSession:
         claimed = _claimed_certificate(self._object)
         cipher = self._object.cipher()
         suite = cipher[0] if cipher else ""
+        alpn = self._object.selected_alpn_protocol()
         output = self._outgoing.read()
         sealing = self._sealing(output, suite)
         if sealing is not None:
@@ -425,7 +427,7 @@ class TlsSession:
         asked = _has_asked(self._incoming.read(), suite)
         self._drop()
         # With `sealing`, OpenSSL's alert goes nowhere: it bears the key and sequence number of our first record.
-        return Refused(reason, sealing, b"" if sealing else output, claimed, suite, asked)
+        return Refused(reason, sealing, b"" if sealing else output, claimed, suite, alpn, asked)
 
     def _sealing(self, output: bytes, suite: str) -> Sealing | None:
         """Decide whether OpenSSL's alert may be replaced by a page: only if nothing is in doubt.
