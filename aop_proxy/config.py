@@ -7,6 +7,7 @@ the event loop; reads the one file it is told to, and never the environment.
 import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -54,7 +55,10 @@ def load(document: object, directory: str, problems: Sequence[Problem] = ()) -> 
 def _settings(configuration: ConfigurationPart) -> Settings:
     log = configuration.log
     return Settings(
-        listen=tuple(entry.address for entry in configuration.listen),
+        listen=tuple(
+            replace(entry.address, proxy_protocol_from=tuple(entry.proxy_protocol_from))
+            for entry in configuration.listen
+        ),
         sites=tuple(_site(site) for site in configuration.sites),
         refusal=configuration.refusal,
         unknown_hosts=configuration.unknown_hosts,
@@ -70,7 +74,7 @@ def _site(site: SitePart) -> model.Site:
     return model.Site(
         certificate=site.certificate,
         private_key=site.private_key or site.certificate,
-        upstream=tuple(entry.url for entry in site.upstream),
+        upstream=tuple(replace(entry.url, proxy_protocol=entry.proxy_protocol) for entry in site.upstream),
         hosts=tuple(site.hosts),
         private_key_password_file=site.private_key_password_file,
         alpn=tuple(site.alpn),

@@ -11,12 +11,14 @@ import re
 import socket
 import ssl
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aop_proxy import pages
+from aop_proxy import pages, proxy_protocol
 from aop_proxy.farewell import Buffer, seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
-from aop_proxy.model import Dial
+from aop_proxy.listeners import format_address
+from aop_proxy.model import Dial, Upstream
 from aop_proxy.reasons import Reason
 from aop_proxy.relay import MAX_WORDLESS, MORE_FOLLOWS, Relay
 from aop_proxy.snapshot import Gate, Snapshot
@@ -36,6 +38,7 @@ QUESTION_PATIENCE = 0.25
 _HTTP_METHOD = re.compile(rb"[A-Z]{1,32} ")
 _START_OF_METHOD = re.compile(rb"[A-Z]{1,32}")
 _SILENCE = Refused(Reason.CLIENT_SILENT, None, b"")
+_NO_PROXY_HEADER = Refused(Reason.PROXY_HEADER_INVALID, None, b"")
 _GARBAGE = Refused(Reason.HANDSHAKE_FAILED, None, b"")
 
 
@@ -43,12 +46,12 @@ class Connection:
     """One client's connection."""
 
     __slots__ = (
-        "_fd", "_gate", "_has_begun", "_loop", "_poller", "_relay", "_server", "_snapshot", "_socket", "_task",
-        "_waiter", "deadline", "ended_by_us", "heard", "record", "waiting_since",
+        "_fd", "_gate", "_has_begun", "_is_proxied", "_loop", "_poller", "_proxied", "_relay", "_server",
+        "_snapshot", "_socket", "_task", "_waiter", "deadline", "ended_by_us", "heard", "record", "waiting_since",
     )  # fmt: skip
 
-    def __init__(self, server: "Server", client: socket.socket, address: str) -> None:
-        """Take an accepted non-blocking socket, to be closed when `serve` ends."""
+    def __init__(self, server: "Server", client: socket.socket, address: str, *, is_proxied: bool = False) -> None:
+        """Take an accepted non-blocking socket, to be closed when `serve` ends; a PROXY header comes first or not."""
         self._server = server
         self._snapshot: Snapshot = server.snapshot
         self._socket = client
@@ -65,6 +68,9 @@ class Connection:
         """Bytes received before the handshake was over."""
         self.ended_by_us: Reason | None = None
         self._has_begun = False
+        self._is_proxied = is_proxied
+        self._proxied = proxy_protocol.Header()
+        """Between whom the connection is, as the proxy before us says."""
         self.waiting_since: float | None = None
         """When an accepted client began to wait for its first byte; None while it is not waiting."""
         self.record = ConnectionRecord(
@@ -133,13 +139,15 @@ class Connection:
         end, address = upstream
         self.record.upstream = address.url
         with end:
-            relay = await self._forward(session, end, first)
+            relay = await self._forward(session, end, self._proxy_header(outcome, address), first)
             self._poller.forget(end.fileno())
         reason = relay.finished.result()
         return await self._last_words(b"", reason) if relay.client_may_be_sending else reason
 
     async def _shake_hands(self) -> Accepted | Refused:
         """From the first byte to a verified certificate, or to the refusal that OpenSSL decided."""
+        if self._is_proxied and not await self._receive_proxy_header():
+            return _NO_PROXY_HEADER
         seen = bytes(await self._receive_handshake())
         if seen[:1] != TLS_HANDSHAKE_RECORD:
             return await self._answer_in_clear(seen) if seen else _SILENCE
@@ -174,6 +182,8 @@ class Connection:
 
     async def _answer_in_clear(self, seen: bytes) -> Refused:
         """Tell plain HTTP, which gets a page in clear, from garbage, which gets nothing."""
+        if not isinstance(proxy_protocol.parse(seen), proxy_protocol.Invalid):
+            return _NO_PROXY_HEADER  # from somewhere that is not listed for it
         while not _HTTP_METHOD.match(seen):
             if not _START_OF_METHOD.fullmatch(seen):
                 return _GARBAGE
@@ -182,6 +192,21 @@ class Connection:
                 return _GARBAGE
             seen += fresh
         return Refused(Reason.PLAIN_HTTP, None, pages.page(Reason.PLAIN_HTTP, self.record.reference))
+
+    async def _receive_proxy_header(self) -> bool:
+        """Read exactly the header that a listed proxy must send first; not one byte of the TLS behind it."""
+        seen = bytearray()
+        while isinstance(outcome := proxy_protocol.parse(seen), proxy_protocol.Incomplete):
+            received = await self._receive(self._server.buffers.ciphertext[: outcome.wanted])
+            if not received:
+                return False
+            seen += received
+        if isinstance(outcome, proxy_protocol.Invalid):
+            return False
+        self._proxied = outcome.header
+        if outcome.header.source is not None:
+            self.record.client = format_address(outcome.header.source)
+        return True
 
     def _take_note(self, session: TlsSession, outcome: Accepted | Refused) -> None:
         record = self.record
@@ -234,9 +259,35 @@ class Connection:
         finally:
             self.waiting_since = None
 
-    async def _forward(self, session: TlsSession, end: socket.socket, first: bytes) -> Relay:
+    def _proxy_header(self, accepted: Accepted, upstream: Upstream) -> bytes:
+        """The PROXY header that an upstream is configured to get; empty for most."""
+        if upstream.proxy_protocol is None:
+            return b""
+        header = proxy_protocol.Header(
+            self._proxied.source or self._socket.getpeername()[:2],
+            self._proxied.destination or self._socket.getsockname()[:2],
+        )
+        if upstream.proxy_protocol == "v1":
+            return proxy_protocol.encode_v1(header)
+        if upstream.proxy_protocol == "v2":
+            return proxy_protocol.encode_v2(header)
+        names = read_identity(accepted.certificate).common_names
+        tls = proxy_protocol.Tls(
+            client=proxy_protocol.PP2_CLIENT_SSL
+            | proxy_protocol.PP2_CLIENT_CERT_CONN
+            | proxy_protocol.PP2_CLIENT_CERT_SESS,
+            verify=0,
+            version="TLSv1.3",
+            common_name=names[0] if names else "",
+            cipher=accepted.cipher,
+            certificate=accepted.certificate,
+        )
+        alpn = (accepted.alpn or "").encode()
+        return proxy_protocol.encode_v2(replace(header, alpn=alpn, authority=self.record.sni or "", tls=tls))
+
+    async def _forward(self, session: TlsSession, end: socket.socket, header: bytes, first: bytes) -> Relay:
         relay = self._relay = Relay(self._poller, self._server.buffers, session, self._socket, end)
-        relay.start(first)
+        relay.start(first, header)
         await relay.finished
         self.record.bytes_from_client = relay.bytes_from_client
         self.record.bytes_from_upstream = relay.bytes_from_upstream

@@ -5,7 +5,7 @@ Must not know what is done with a connection.
 
 import itertools
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
 from aop_proxy.model import Listen
 
@@ -15,30 +15,42 @@ _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 60, 15, 4
 """Seconds, seconds and probes: a peer that vanished is noticed within two minutes."""
 
 
+class Listener(NamedTuple):
+    """A listening socket, and which of `listen` it is for."""
+
+    socket: socket.socket
+    place: int
+
+
 class BindError(Exception):
     """An address cannot be listened on; the message names it."""
 
 
-def bind(addresses: tuple[Listen, ...], workers: int) -> list[list[socket.socket]]:
+def bind(addresses: tuple[Listen, ...], workers: int) -> list[list[Listener]]:
     """Bind every address once per worker: one list per worker. Raises BindError."""
-    sockets: list[list[socket.socket]] = [[] for _ in range(workers)]
+    bound: list[list[Listener]] = [[] for _ in range(workers)]
     try:
-        for address in addresses:
+        for index, address in enumerate(addresses):
             for family, place in _resolve(address):
                 port = _probe(family, place)
-                for own in sockets:
-                    own.append(_listener(family, (place[0], port, *place[2:])))
+                for own in bound:
+                    own.append(Listener(_listen(family, (place[0], port, *place[2:])), index))
     except BindError:
-        for listener in itertools.chain(*sockets):
-            listener.close()
+        for listener in itertools.chain(*bound):
+            listener.socket.close()
         raise
-    return sockets
+    return bound
 
 
-def name(listener: socket.socket) -> str:
+def name(listener: Listener) -> str:
     """The address a listener is really bound to, as HOST:PORT."""
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+    return format_address(listener.socket.getsockname())
+
+
+def format_address(address: tuple[Any, ...]) -> str:
+    """HOST:PORT of what `getsockname`, `getpeername` or `accept` gave."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _resolve(address: Listen) -> list[tuple[int, Any]]:
@@ -57,7 +69,7 @@ def _probe(family: int, place: Any) -> int:
         return int(probe.getsockname()[1])
 
 
-def _listener(family: int, place: Any) -> socket.socket:
+def _listen(family: int, place: Any) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     _set_common_options(listener)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -26,6 +26,8 @@ class Listen:
 
     host: str
     port: int
+    proxy_protocol_from: tuple[str, ...] = ()
+    """Networks (CIDR) of the proxies before us: from them, and only from them, a PROXY header comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Upstream:
     host: str = ""
     port: int = 0
     path: str = ""
+    proxy_protocol: Literal["v1", "v2", "v2-tls"] | None = None
+    """The PROXY header that is sent first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,16 @@ def listen(text: str) -> Listen:
     return Listen(_address_or_name(match), _port(match["port"], smallest=0))
 
 
+def network(text: str) -> str:
+    """A network, `10.0.0.0/8`, or an address, which is a network of one."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError(
+            f"{quoted(text)} is no network: write `10.0.0.0/8` or `2001:db8::/32`, with no bits set behind the length"
+        ) from None
+
+
 def upstream(text: str) -> Upstream:
     """`http://HOST[:PORT]` or `unix:/path`."""
     shown = quoted(re.sub("//[^/]*@", "//…@", text))  # a password is nothing to print

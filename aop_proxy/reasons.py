@@ -48,6 +48,7 @@ class Reason(StrEnum):
     UNKNOWN_HOST = "unknown_host", Verdict.REFUSED
     PLAIN_HTTP = "plain_http", Verdict.REFUSED
     TLS_VERSION = "tls_version", Verdict.REFUSED
+    PROXY_HEADER_INVALID = "proxy_header_invalid", Verdict.REFUSED
     TOO_MANY_CONNECTIONS = "too_many_connections", Verdict.REFUSED
 
     HANDSHAKE_TIMEOUT = "handshake_timeout", Verdict.FAILED

@@ -101,12 +101,12 @@ class Relay:
         """At the end: bytes may still come, and closing on them would destroy what the client is to read."""
         self.finished: asyncio.Future[Reason] = poller.loop.create_future()
 
-    def start(self, plaintext: bytes) -> None:
-        """Begin with what was already decrypted."""
+    def start(self, plaintext: bytes, header: bytes = b"") -> None:
+        """Begin with what was already decrypted, behind a header of ours: both in one piece, as receivers want it."""
         self._poller.on_readable(self._upstream_fd, self._upstream_readable)
-        if plaintext:
+        if plaintext or header:
             self.bytes_from_client += len(plaintext)
-            self._send_upstream(memoryview(plaintext))
+            self._send_upstream(memoryview(header + plaintext))
         if self._session.client_ended:
             self._end_client()
         elif not self._upstream_backlog and not self._upstream_takes_no_more:

@@ -100,6 +100,7 @@ _Host = Annotated[str, _written(notation.host), _text("`example.com` or `*.examp
 _Fingerprint = Annotated[str, _written(notation.fingerprint), _text("64 hexadecimal digits, with colons or without")]
 _Name = Annotated[str, _written(notation.identity_name), _text("`edge.example.com`, `*.example.com` or a URI")]
 _Address = Annotated[model.Listen, _written(notation.listen), _text("`192.0.2.1:443`, `0.0.0.0:443` or `[::]:443`")]
+_Network = Annotated[str, _written(notation.network), _text("`10.0.0.0/8` or `2001:db8::/32`")]
 _Url = Annotated[model.Upstream, _written(notation.upstream), _text("`http://127.0.0.1:8000` or `unix:/run/app.sock`")]
 
 
@@ -154,6 +155,12 @@ class ListenPart(Shorthand):
     necessary = "address"
 
     address: _Address = _key(description="Address and port; port 0 lets the system choose")
+    proxy_protocol_from: list[_Network] = _key(
+        default_factory=list,
+        validate_default=False,
+        min_length=1,
+        description="Networks of proxies whose connections begin with a PROXY header, and no others' do",
+    )
 
 
 class UpstreamPart(Shorthand):
@@ -163,6 +170,9 @@ class UpstreamPart(Shorthand):
     necessary = "url"
 
     url: _Url = _key(description="The backend's address, http://HOST[:PORT] or unix:/path")
+    proxy_protocol: Literal["v1", "v2", "v2-tls"] | None = _key(
+        None, description="Send a PROXY header first; v2-tls tells the client's certificate too"
+    )
 
 
 class ClientsPart(Part):

@@ -10,9 +10,10 @@ import functools
 import resource
 import socket
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from aop_proxy.connection import Connection
-from aop_proxy.listeners import BACKLOG
+from aop_proxy.listeners import BACKLOG, Listener, format_address
 from aop_proxy.log import Log
 from aop_proxy.model import Limits
 from aop_proxy.poller import make_poller
@@ -27,6 +28,8 @@ BACK_OFF_MIN, BACK_OFF_MAX = 0.005, 1.0
 SWEEP_EVERY = 1.0
 IDLE_BEFORE_DRAIN = 1.0
 """Seconds since the upstream's last byte after which a kept connection is taken to be between two requests."""
+SILENT_BEFORE_DRAIN = 3.0
+"""Seconds since accept after which a client that has sent nothing is not waited for."""
 _RESERVED_DESCRIPTORS = 64
 """For the process itself: listeners, pipes, event loop, name resolution, reloads."""
 _MAX_AUTO_CONNECTIONS = 16384
@@ -61,7 +64,7 @@ class Server:
         self.buffers = Buffers()
         self.poller = make_poller(loop)
         self.draining = False
-        self._listeners: list[socket.socket] = []
+        self._listeners: list[Listener] = []
         self._silent: dict[Connection, None] = {}
         self._handshaking: dict[Connection, None] = {}
         self._admitted: set[Connection] = set()
@@ -76,9 +79,10 @@ class Server:
         self.snapshot = snapshot
         self.log.configure(snapshot.settings.log)
         self._records.rate = snapshot.settings.log.refusals_per_second
+        self._proxies = [tuple(map(ip_network, listen.proxy_protocol_from)) for listen in snapshot.settings.listen]
         self._capacity = capacity(snapshot.settings.limits, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
-    def listen(self, listeners: list[socket.socket]) -> None:
+    def listen(self, listeners: list[Listener]) -> None:
         """Begin to accept on non-blocking listening sockets, which are this server's to close."""
         self._listeners = listeners
         self._resume()
@@ -112,20 +116,20 @@ class Server:
 
     def _resume(self) -> None:
         for listener in self._listeners:
-            self.poller.on_readable(listener.fileno(), functools.partial(self._acceptable, listener))
+            self.poller.on_readable(listener.socket.fileno(), functools.partial(self._acceptable, listener))
 
     def _pause(self, error: OSError) -> None:
         if not self._back_off:
             self.log.event("error", "accept_failed", error=str(error), connections=self._count())
         self._back_off = min(max(self._back_off * 2, BACK_OFF_MIN), BACK_OFF_MAX)
         for listener in self._listeners:
-            self.poller.stop_reading(listener.fileno())
+            self.poller.stop_reading(listener.socket.fileno())
         self.loop.call_later(self._back_off, self._resume)
 
-    def _acceptable(self, listener: socket.socket, at_most: int = ACCEPTS_PER_TURN) -> None:
+    def _acceptable(self, listener: Listener, at_most: int = ACCEPTS_PER_TURN) -> None:
         for _ in range(at_most):
             try:
-                client, address = listener.accept()
+                client, address = listener.socket.accept()
             except BlockingIOError:
                 self._back_off = 0.0
                 return
@@ -134,14 +138,15 @@ class Server:
                     self._pause(error)
                     return
                 continue  # this one client was gone before we came (accept(2): treat as EAGAIN)
-            self._begin(client, address)
+            self._begin(client, address, listener.place)
 
-    def _begin(self, client: socket.socket, address: tuple[str, int]) -> None:
+    def _begin(self, client: socket.socket, address: tuple[str, int], place: int) -> None:
         client.setblocking(False)
         if len(self._silent) + len(self._handshaking) >= self._capacity.unauthenticated:
             self._evict()
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self._silent[Connection(self, client, f"{host}:{address[1]}")] = None
+        proxies = self._proxies[place]
+        is_proxied = bool(proxies) and any(ip_address(address[0]) in network for network in proxies)
+        self._silent[Connection(self, client, format_address(address), is_proxied=is_proxied)] = None
 
     def _evict(self) -> None:
         """Close the oldest client that has said nothing, or, if all have, the oldest of those."""
@@ -176,8 +181,8 @@ class Server:
         self.draining = True
         for listener in self._listeners:
             self._acceptable(listener, BACKLOG)  # who is in the queue by now has been promised a connection
-            self.poller.forget(listener.fileno())
-            listener.close()
+            self.poller.forget(listener.socket.fileno())
+            listener.socket.close()
         self._listeners = []
         deadline = self.loop.time() + self.snapshot.settings.timeouts.drain
         while self._count() and self.loop.time() < deadline:
@@ -200,7 +205,7 @@ class Server:
             if idle_since is not None and now - idle_since >= IDLE_BEFORE_DRAIN:
                 connection.end(Reason.DRAINED)
         for connection in list(self._silent):
-            if now - connection.record.started >= IDLE_BEFORE_DRAIN:
+            if now - connection.record.started >= SILENT_BEFORE_DRAIN:
                 connection.end(Reason.CLIENT_SILENT)
 
     async def stop(self, reason: Reason) -> None:

@@ -1,7 +1,7 @@
 """A worker process: takes a bundle and listening sockets from the parent, builds snapshots, serves.
 
-The parent runs `main` with the arguments CHANNEL-FD LOG-FD NUMBER LISTENER-FD…. It needs no file system once it is
-running, drops its privileges before it hears of any client, and ends when the parent is gone.
+The parent runs `main` with the arguments CHANNEL-FD LOG-FD NUMBER LISTENER-FD:PLACE…. It needs no file system once it
+is running, drops its privileges before it hears of any client, and ends when the parent is gone.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import uvloop
 
 from aop_proxy import snapshot
 from aop_proxy.channel import Channel, Commit, Prepare, Reply
+from aop_proxy.listeners import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import ConfigurationError, Problem
 from aop_proxy.reasons import Reason
@@ -30,7 +31,7 @@ _PR_SET_DUMPABLE = 4
 class Worker:
     """One worker's side of the conversation."""
 
-    def __init__(self, channel: Channel, log_descriptor: int, number: int, listeners: list[socket.socket]) -> None:
+    def __init__(self, channel: Channel, log_descriptor: int, number: int, listeners: list[Listener]) -> None:
         """Take what the parent handed over."""
         self._channel = channel
         self._log_descriptor = log_descriptor
@@ -100,9 +101,8 @@ def _drop_privileges(user: str | None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-async def _main(channel: int, log: int, number: int, listeners: list[int]) -> None:
-    sockets = [socket.socket(fileno=descriptor) for descriptor in listeners]
-    await Worker(await Channel.open(socket.socket(fileno=channel)), log, number, sockets).serve()
+async def _main(channel: int, log: int, number: int, listeners: list[Listener]) -> None:
+    await Worker(await Channel.open(socket.socket(fileno=channel)), log, number, listeners).serve()
 
 
 def main() -> None:
@@ -116,6 +116,8 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    channel, log, number, *listeners = map(int, sys.argv[1:])
+    channel, log, number = map(int, sys.argv[1:4])
+    pairs = [map(int, pair.split(":")) for pair in sys.argv[4:]]
+    listeners = [Listener(socket.socket(fileno=descriptor), place) for descriptor, place in pairs]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_main(channel, log, number, listeners))

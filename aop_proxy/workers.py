@@ -17,6 +17,7 @@ from typing import Any
 
 from aop_proxy import listeners
 from aop_proxy.channel import Channel, Command, Commit, Drain, Prepare, Reply
+from aop_proxy.listeners import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 
@@ -58,11 +59,12 @@ class WorkerProcess:
         self.started = asyncio.get_running_loop().time()
 
     @classmethod
-    async def start(cls, number: int, log_descriptor: int, own_listeners: Sequence[socket.socket]) -> "WorkerProcess":
+    async def start(cls, number: int, log_descriptor: int, own_listeners: Sequence[Listener]) -> "WorkerProcess":
         """Exec a worker that holds these listeners."""
         ours, theirs = socket.socketpair()
-        descriptors = [listener.fileno() for listener in own_listeners]
-        arguments = [theirs.fileno(), log_descriptor, number, *descriptors]
+        descriptors = [listener.socket.fileno() for listener in own_listeners]
+        places = [f"{listener.socket.fileno()}:{listener.place}" for listener in own_listeners]
+        arguments = [theirs.fileno(), log_descriptor, number, *places]
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-c", _WORKER, *map(str, arguments),
@@ -100,7 +102,7 @@ class Parent:
         self._generation = 1
         self._workers: dict[int, WorkerProcess] = {}
         self._watchers: dict[int, asyncio.Task[None]] = {}
-        self._sockets: list[list[socket.socket]] = []
+        self._listeners: list[list[Listener]] = []
         self._changing = asyncio.Lock()
         self._ended: asyncio.Future[ExitCode]
 
@@ -110,13 +112,13 @@ class Parent:
         self._ended = loop.create_future()
         stop_asked = asyncio.Event()
         settings = self._bundle.settings
-        self._sockets = listeners.bind(settings.listen, settings.workers or usable_cpus())
+        self._listeners = listeners.bind(settings.listen, settings.workers or usable_cpus())
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop_signal, stop_asked)
             await self._start_all()
             loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
-            self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._sockets[0]])
+            self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
             stopping = loop.create_task(stop_asked.wait())
             await _first(stopping, self._ended)
             stopping.cancel()
@@ -127,7 +129,7 @@ class Parent:
     # Starting and replacing.
 
     async def _start_all(self) -> None:
-        numbers = range(1, len(self._sockets) + 1)
+        numbers = range(1, len(self._listeners) + 1)
         started = await asyncio.gather(*(self._spawn(number) for number in numbers))
         await self._prepare(started, self._bundle, self._generation, announce=True)
         await asyncio.gather(*(worker.ask(Commit()) for worker in started))
@@ -135,7 +137,7 @@ class Parent:
             self._watch(worker)
 
     async def _spawn(self, number: int) -> WorkerProcess:
-        worker = await WorkerProcess.start(number, self._log_descriptor, self._sockets[number - 1])
+        worker = await WorkerProcess.start(number, self._log_descriptor, self._listeners[number - 1])
         self._workers[number] = worker
         self._log.event("info", "worker_started", worker=number, pid=worker.process.pid)
         return worker
@@ -215,8 +217,8 @@ class Parent:
         self._log.event("info", "draining")
         for watcher in self._watchers.values():
             watcher.cancel()
-        for listener in itertools.chain(*self._sockets):
-            listener.close()
+        for listener in itertools.chain(*self._listeners):
+            listener.socket.close()
         drained = asyncio.gather(*(worker.ask(Drain()) for worker in self._workers.values()))
         limit = self._bundle.settings.timeouts.drain + DRAIN_GRACE
         await _first(drained, self._ended, timeout=limit)

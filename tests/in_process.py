@@ -22,6 +22,7 @@ import uvloop
 import actors
 from actors import PATIENCE, Event, TlsClient
 from aop_proxy import model, snapshot
+from aop_proxy.listeners import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, Clients, Limits, Listen, Settings, Site, Timeouts
 from aop_proxy.poller import EpollPoller, LoopPoller, Poller
@@ -196,7 +197,7 @@ class InProcessServer:
 
     def listen(self) -> None:
         """Begin to accept; whoever has connected before waits in the queue until then."""
-        self.loop.call(self.server.listen, [self.listener])
+        self.loop.call(self.server.listen, [Listener(self.listener, 0)])
 
     def wait_for(self, event: str, *, count: int = 1, timeout: float = PATIENCE, **fields: Any) -> Event:
         """The `count`-th event of this name whose fields have these values."""

@@ -20,8 +20,8 @@ ROOMS = {
     "decisions": "identity policy pages proxy_protocol",
     "log": "log telemetry",
     "OpenSSL": "credentials farewell tls snapshot",
-    "one connection": "poller relay upstream connection",
-    "many connections": "listeners server channel worker workers admin",
+    "one connection": "listeners poller relay upstream connection",
+    "many connections": "server channel worker workers admin",
     "people": "probe zone_certificates demo cli __main__",
 }
 """A module imports only from those that stand before it."""

@@ -49,7 +49,11 @@ def test_defaults_are_those_of_the_settings(tmp_path: Path) -> None:
 def test_every_key() -> None:
     """Each key reaches its place; paths start at the file's directory."""
     expected = Settings(
-        listen=(Listen("0.0.0.0", 8443), Listen("::", 8443), Listen("localhost", 9443)),
+        listen=(
+            Listen("0.0.0.0", 8443),
+            Listen("::", 8443),
+            Listen("localhost", 9443, ("10.0.0.0/8", "2001:db8::/32")),
+        ),
         sites=(
             Site(
                 certificate=f"{CONFIGURATIONS}/example.pem",
@@ -66,7 +70,7 @@ def test_every_key() -> None:
                 upstream=(
                     Upstream("http://127.0.0.1:80", "127.0.0.1", 80),
                     Upstream("unix:/run/app.sock", path="/run/app.sock"),
-                    Upstream("http://[::1]:8001", "::1", 8001),
+                    Upstream("http://[::1]:8001", "::1", 8001, proxy_protocol="v2-tls"),
                 ),
                 dial=Dial.EAGER,
             ),
@@ -128,7 +132,7 @@ NO_ITEM = "is an empty list: name at least one or leave it out"
         ("timeouts:", f"timeouts: {NO_VALUE}"),
         ("timeouts: 10s", 'timeouts: must be a mapping, not "10s": write keys with their values'),
         ("timeouts: {idel: 1s}", "timeouts.idel: is not a known key: did you mean `idle`?"),
-        ("limits: {handshake_bytes: 1}", 'limits.handshake_bytes: "1" is out of range: write 4096 to 1048576 bytes'),
+        ("limits: {handshake_bytes: 1}", 'limits.handshake_bytes: "1" is out of range: write 4096 to 262144 bytes'),
         ("log: {level: loud}", 'log.level: "loud" is not known here: write `debug`, `info`, `warning` or `error`'),
         ("log: {}\nlog: {}", "log: is given in line 3 and again in line 4: keep one"),
     ],

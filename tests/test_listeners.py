@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aop_proxy.listeners import BACKLOG, BindError, bind, name
+from aop_proxy.listeners import BACKLOG, BindError, Listener, bind, name
 from aop_proxy.model import Listen
 
 LOOPBACK = Listen("127.0.0.1", 0)
@@ -17,7 +17,7 @@ LOOPBACK_6 = Listen("::1", 0)
 
 @contextlib.contextmanager
 def bound(*addresses: Listen, workers: int = 1) -> Iterator[list[list[socket.socket]]]:
-    sockets = bind(addresses, workers)
+    sockets = [[listener.socket for listener in own] for own in bind(addresses, workers)]
     try:
         yield sockets
     finally:
@@ -39,7 +39,7 @@ def descriptors() -> set[str]:
 def test_one_socket_per_worker_and_address() -> None:
     """Workers get sockets of their own for the same ports, which are chosen once."""
     with bound(LOOPBACK, LOOPBACK_6, workers=3) as sockets:
-        names = [[name(listener) for listener in own] for own in sockets]
+        names = [[name(Listener(listener, 0)) for listener in own] for own in sockets]
         assert names == [names[0]] * 3
         assert len({listener.fileno() for listener in itertools.chain(*sockets)}) == 6
         assert names[0] == [
@@ -101,7 +101,7 @@ def test_ipv6_means_ipv6_only() -> None:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), 5)
         with bound(Listen("0.0.0.0", port)) as [[four]]:
-            assert [name(six), name(four)] == [f"[::]:{port}", f"0.0.0.0:{port}"]
+            assert [name(Listener(six, 0)), name(Listener(four, 0))] == [f"[::]:{port}", f"0.0.0.0:{port}"]
 
 
 def test_a_host_name_is_every_address_of_it() -> None:

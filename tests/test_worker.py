@@ -16,6 +16,7 @@ import pytest
 import actors
 from actors import GET_AND_CLOSE, HELLO, PATIENCE, Event, RecordingBackend, TlsClient, ask, client_context, never_answer
 from aop_proxy.channel import Commit, Drain, Prepare, Reply
+from aop_proxy.listeners import Listener
 from aop_proxy.model import Bundle
 from aop_proxy.workers import WorkerProcess
 from certificates import CredentialFiles
@@ -47,6 +48,10 @@ class Employer:
         """Have it serve a bundle."""
         assert await self.ask(Prepare(bundle, generation)) == {"prepared": generation, "advice": []}
         assert await self.ask(Commit()) == {"committed": True}
+
+    def hang_up(self) -> None:
+        """Close our end, as when the parent dies."""
+        self.process._channel.close()
 
     async def exit_code(self) -> int:
         return await asyncio.wait_for(self.process.process.wait(), PATIENCE)
@@ -85,17 +90,12 @@ async def hire() -> AsyncIterator[Employer]:
     log = actors.Log(read)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        process = await WorkerProcess.start(1, write, [listener])
+        process = await WorkerProcess.start(1, write, [Listener(listener, 0)])
         os.close(write)
         try:
             yield Employer(process, listener, log)
         finally:
-            process.hang_up()
-            with contextlib.suppress(ProcessLookupError, TimeoutError):
-                await asyncio.wait_for(process.process.wait(), 5)
-            if process.process.returncode is None:
-                process.process.kill()
-                await process.process.wait()
+            await process.end()
             log.join(PATIENCE)
     assert log.stray == []
 
@@ -221,7 +221,7 @@ async def test_ends_with_its_parent(
 ) -> None:
     """When the channel is closed it cuts what it has and exits."""
     if not busy:
-        worker.process.hang_up()
+        worker.hang_up()
         assert await worker.exit_code() == 0
         return
     backend.behaviour = never_answer
@@ -229,7 +229,7 @@ async def test_ends_with_its_parent(
     with TlsClient(worker.address, client_context(client_credentials)) as client:
         await asyncio.to_thread(client.handshake, GET_AND_CLOSE)
         await asyncio.to_thread(backend.wait_for_connection)
-        worker.process.hang_up()
+        worker.hang_up()
         assert await worker.exit_code() == 0
         assert (await asyncio.to_thread(client.receive_all)).data == b""
 

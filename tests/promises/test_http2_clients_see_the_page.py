@@ -16,7 +16,7 @@ def proxy(site: dict[str, Any]) -> Any:
 
 
 def test_curl_reads_the_page(proxy: Proxy, backend: RecordingBackend) -> None:
-    """curl agrees on h2, shows no certificate, and sees NGINX's sentence with status 400."""
+    """Curl agrees on h2, shows no certificate, and sees NGINX's sentence with status 400."""
     command = [
         require_peer("curl"),
         "-sk",
