@@ -15,12 +15,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aop_proxy import pages, proxy_protocol
+from aop_proxy.endpoint import MORE_FOLLOWS, Endpoint
 from aop_proxy.farewell import Buffer, seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
 from aop_proxy.listeners import format_address
 from aop_proxy.model import Dial, Upstream
 from aop_proxy.reasons import Reason
-from aop_proxy.relay import MAX_WORDLESS, MORE_FOLLOWS, Relay
+from aop_proxy.relay import MAX_WORDLESS, Relay
 from aop_proxy.snapshot import Gate, Snapshot
 from aop_proxy.telemetry import ConnectionRecord
 from aop_proxy.tls import UNRECOGNIZED_NAME_ALERT, Accepted, NameReader, Refused, TlsSession
@@ -46,19 +47,16 @@ class Connection:
     """One client's connection."""
 
     __slots__ = (
-        "_fd", "_gate", "_has_begun", "_is_proxied", "_loop", "_poller", "_proxied", "_relay", "_server",
-        "_snapshot", "_socket", "_task", "_waiter", "deadline", "ended_by_us", "heard", "record", "waiting_since",
+        "_client", "_gate", "_has_begun", "_is_proxied", "_loop", "_proxied", "_relay", "_server", "_snapshot",
+        "_task", "deadline", "ended_by_us", "heard", "record", "waiting_since",
     )  # fmt: skip
 
     def __init__(self, server: "Server", client: socket.socket, address: str, *, is_proxied: bool = False) -> None:
         """Take an accepted non-blocking socket, to be closed when `serve` ends; a PROXY header comes first or not."""
         self._server = server
         self._snapshot: Snapshot = server.snapshot
-        self._socket = client
-        self._fd = client.fileno()
+        self._client = Endpoint(client, server.poller)
         self._loop = server.loop
-        self._poller = server.poller
-        self._waiter: asyncio.Future[None] | None = None
         self._relay: Relay | None = None
         self._gate: Gate = self._snapshot.gates[0]
         self.deadline: float | None = self._loop.time() + self._snapshot.settings.timeouts.handshake
@@ -93,8 +91,7 @@ class Connection:
         except Exception:  # noqa: BLE001 - a bug costs one connection, and is told in full
             self.record.reason = Reason.INTERNAL_ERROR
             self._server.log.event("error", "internal_error", traceback=traceback.format_exc().splitlines()[-12:])
-        self._poller.forget(self._fd)
-        self._socket.close()
+        self._client.close()
         self._server.forget(self)
 
     def end(self, reason: Reason) -> None:
@@ -133,14 +130,14 @@ class Connection:
         first = await self._first_plaintext(outcome)
         if first is None:
             return Reason.CLOSED
-        upstream = await dial(self._poller, self._gate.site.upstream, timeouts.connect)
+        upstream = await dial(self._server.poller, self._gate.site.upstream, timeouts.connect)
         if isinstance(upstream, Reason):
             return await self._explain(outcome, upstream, first)
         end, address = upstream
         self.record.upstream = address.url
         with end:
             relay = await self._forward(session, end, self._proxy_header(outcome, address), first)
-            self._poller.forget(end.fileno())
+            self._server.poller.forget(end.fileno())
         reason = relay.finished.result()
         return await self._last_words(b"", reason) if relay.client_may_be_sending else reason
 
@@ -170,7 +167,7 @@ class Connection:
         try:
             outcome = session.handshake(seen)
             while outcome is None:
-                await self._send(session.take_output())
+                await self._client.send(session.take_output())
                 fresh = await self._receive_handshake()
                 if not fresh:
                     return _GARBAGE
@@ -197,7 +194,7 @@ class Connection:
         """Read exactly the header that a listed proxy must send first; not one byte of the TLS behind it."""
         seen = bytearray()
         while isinstance(outcome := proxy_protocol.parse(seen), proxy_protocol.Incomplete):
-            received = await self._receive(self._server.buffers.ciphertext[: outcome.wanted])
+            received = await self._client.receive(self._server.buffers.ciphertext[: outcome.wanted])
             if not received:
                 return False
             seen += received
@@ -235,15 +232,15 @@ class Connection:
         wordless = 0
         self.waiting_since = self._loop.time()
         try:
-            await self._send(session.take_output())
+            await self._client.send(session.take_output())
             while True:
                 try:
                     filled = session.decrypt(ciphertext, plaintext)
                 except ssl.SSLError:
-                    await self._send(session.take_output())
+                    await self._client.send(session.take_output())
                     raise ConnectionResetError from None
                 first = bytes(plaintext[:filled])
-                await self._send(session.take_output())
+                await self._client.send(session.take_output())
                 if first or self._gate.site.dial is Dial.EAGER:
                     return first
                 wordless += len(ciphertext)
@@ -251,9 +248,9 @@ class Connection:
                     raise ConnectionResetError
                 if session.client_ended:
                     return None
-                self._quick_ack()
+                self._client.acknowledge_at_once()
                 await asyncio.sleep(0)  # a client may send records without data for ever: others have their turn
-                ciphertext = await self._receive(self._server.buffers.ciphertext)
+                ciphertext = await self._client.receive(self._server.buffers.ciphertext)
                 if not ciphertext:
                     return None
         finally:
@@ -264,8 +261,8 @@ class Connection:
         if upstream.proxy_protocol is None:
             return b""
         header = proxy_protocol.Header(
-            self._proxied.source or self._socket.getpeername()[:2],
-            self._proxied.destination or self._socket.getsockname()[:2],
+            self._proxied.source or self._client.socket.getpeername()[:2],
+            self._proxied.destination or self._client.socket.getsockname()[:2],
         )
         if upstream.proxy_protocol == "v1":
             return proxy_protocol.encode_v1(header)
@@ -286,7 +283,7 @@ class Connection:
         return proxy_protocol.encode_v2(replace(header, alpn=alpn, authority=self.record.sni or "", tls=tls))
 
     async def _forward(self, session: TlsSession, end: socket.socket, header: bytes, first: bytes) -> Relay:
-        relay = self._relay = Relay(self._poller, self._server.buffers, session, self._socket, end)
+        relay = self._relay = Relay(self._server.poller, self._server.buffers, session, self._client.socket, end)
         relay.start(first, header)
         await relay.finished
         self.record.bytes_from_client = relay.bytes_from_client
@@ -314,87 +311,22 @@ class Connection:
 
     async def _is_asked(self) -> bool:
         """Give a client the time to ask: some take an answer that comes before their request for no answer at all."""
-        patience = self._loop.call_later(QUESTION_PATIENCE, self._wake)
-        await self._readable()
-        patience.cancel()
-        try:
-            return bool(self._socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return False
+        return await self._client.is_readable_within(QUESTION_PATIENCE)
 
     async def _last_words(self, farewell: bytes, reason: Reason) -> Reason:
         """Send what there is to say, and half-close; the server sees to the deadline."""
         self.ended_by_us = reason
         self.deadline = self._loop.time() + self._snapshot.settings.timeouts.linger
         with contextlib.suppress(OSError):
-            await self._send(farewell, MORE_FOLLOWS)
-            await self._linger()
+            await self._client.send(farewell, MORE_FOLLOWS)
+            await self._client.take_leave(self._server.buffers.ciphertext, MAX_LINGER_BYTES)
         return reason
-
-    async def _linger(self) -> None:
-        """Half-close and throw away what still comes: closing on unread bytes would reset what the client reads."""
-        self._socket.shutdown(socket.SHUT_WR)
-        discarded = 0
-        while discarded < MAX_LINGER_BYTES:
-            await self._readable()  # always by way of the loop: others have their turn, however fast it sends
-            length = len(await self._receive(self._server.buffers.ciphertext))
-            if not length:
-                return
-            discarded += length
-
-    # Waiting for the client's socket.
 
     async def _receive_handshake(self) -> memoryview:
         """What the client sent before its handshake is over; empty at its end, and where its allowance ends."""
         allowance = self._snapshot.settings.limits.handshake_bytes - self.heard
-        received = await self._receive(self._server.buffers.ciphertext[:allowance])
+        received = await self._client.receive(self._server.buffers.ciphertext[:allowance])
         if not self.heard:
             self._server.note_heard(self)
         self.heard += len(received)
         return received
-
-    async def _receive(self, buffer: memoryview) -> memoryview:
-        """What the client sent, in a buffer of the worker's (valid until the next await); empty at the client's end."""
-        while buffer:
-            try:
-                return buffer[: self._socket.recv_into(buffer)]
-            except BlockingIOError:
-                await self._readable()
-        return buffer
-
-    async def _send(self, data: bytes, flags: int = 0) -> None:
-        while data:
-            try:
-                data = data[self._socket.send(data, flags) :]
-            except BlockingIOError:
-                await self._writable()
-
-    async def _readable(self) -> None:
-        self._poller.on_readable(self._fd, self._wake)
-        await self._wait()
-
-    async def _writable(self) -> None:
-        self._poller.stop_reading(self._fd)  # a client that sends without reading is not to wake us for it
-        self._poller.on_writable(self._fd, self._wake)
-        try:
-            await self._wait()
-        finally:
-            self._poller.stop_writing(self._fd)
-
-    async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is None:  # nobody waits: the next to wait will ask again
-            self._poller.stop_reading(self._fd)
-        elif not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _quick_ack(self) -> None:
-        """Acknowledge at once what we will not answer at once: a client with Nagle on waits 40 ms for it otherwise."""
-        if hasattr(socket, "TCP_QUICKACK"):
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

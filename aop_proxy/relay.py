@@ -19,6 +19,7 @@ import ssl
 import struct
 import termios
 
+from aop_proxy.endpoint import MORE_FOLLOWS
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
 from aop_proxy.tls import MAX_RECORD_PLAINTEXT, TlsSession
@@ -34,8 +35,6 @@ MAX_WORDLESS = 64 * 1024
 """Bytes that a client may send without a byte of plaintext in them. A KeyUpdate of 27 bytes costs 10 to 30 us."""
 MAX_UNASKED = 64 * 1024
 """Bytes of answers to a client's KeyUpdates that may wait for that client to read them."""
-MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
-"""Where there is such a flag, the FIN goes out with the close_notify instead of behind it."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -127,7 +126,7 @@ class Relay:
         except BlockingIOError:
             return
         except OSError:
-            self._reset_both(Reason.CLIENT_RESET)
+            self._lose_client()
             return
         self.active_at = self._poller.now
         if not received:
@@ -339,8 +338,9 @@ class Relay:
             self._finish(self._reason)
 
     def _lose_client(self) -> None:
-        """The client is gone. If it had ended its side it went as clients do, without waiting for our close_notify."""
-        if self._client_ended and self._upstream_ended:
+        """The client is gone. Once it has all that we had to say it went as clients do, not waiting for the end."""
+        if self._upstream_ended and not self._client_backlog:
+            self._client_ended = True
             self._finish(Reason.CLOSED)
         else:
             self._reset_both(Reason.CLIENT_RESET)

@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 
+from aop_proxy.endpoint import Endpoint
 from aop_proxy.model import Upstream
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
@@ -83,20 +84,6 @@ async def _connected(poller: Poller, end: socket.socket, address: str | tuple[st
         await asyncio.sleep(_BACKLOG_PAUSE)
         code = end.connect_ex(address)
     if code in (errno.EALREADY, errno.EINPROGRESS):
-        await _writable(poller, end)
+        await Endpoint(end, poller).writable()
         code = end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return code
-
-
-async def _writable(poller: Poller, end: socket.socket) -> None:
-    ready = poller.loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    poller.on_writable(end.fileno(), wake)
-    try:
-        await ready
-    finally:
-        poller.stop_writing(end.fileno())

@@ -20,7 +20,7 @@ ROOMS = {
     "decisions": "identity policy pages proxy_protocol",
     "log": "log telemetry",
     "OpenSSL": "credentials farewell tls snapshot",
-    "one connection": "listeners poller relay upstream connection",
+    "one connection": "listeners poller endpoint relay upstream connection",
     "many connections": "server channel worker workers admin",
     "people": "probe zone_certificates demo cli __main__",
 }

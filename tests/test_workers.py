@@ -436,9 +436,6 @@ def test_a_signal_during_the_start(site: Config) -> None:
     assert log.stray == []
 
 
-@pytest.mark.xfail(
-    reason="the reply to one question is taken for the other's, or nobody's: a traceback", raises=AssertionError
-)
 @pytest.mark.parametrize("what", ["a reload", "a replacement"])
 def test_told_to_end_in_the_middle_of_something(config: Config, what: str) -> None:
     """A worker that is just building a snapshot answers that first, then drains; nothing is said but log lines."""

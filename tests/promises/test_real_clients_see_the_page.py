@@ -417,7 +417,6 @@ def test_plain_http_with_curl(proxy: Proxy, backend: RecordingBackend, tmp_path:
 GARBAGE = {
     "binary": bytes(range(128, 256)) * 4,
     "ssh": b"SSH-2.0-OpenSSH_9.2\r\n",
-    "proxy_v2_header": b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12) + GET_AND_CLOSE,
     "sslv2_hello": bytes.fromhex("802e0103010015000000100000"),
     "lower_case": b"get / http/1.1\r\n\r\n",
     "zeros": bytes(2000),

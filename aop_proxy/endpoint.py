@@ -1,0 +1,99 @@
+"""A non-blocking socket on which one coroutine may wait: receive, send, take leave.
+
+Deadlines are the caller's. Must not know what is sent, nor why.
+"""
+
+import asyncio
+import socket
+
+from aop_proxy.poller import Poller
+
+MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
+"""Where there is such a flag, a FIN goes out with the last bytes instead of behind them."""
+
+
+class Endpoint:
+    """A socket and the coroutine that waits for it."""
+
+    __slots__ = ("_descriptor", "_poller", "_waiter", "socket")
+
+    def __init__(self, connected: socket.socket, poller: Poller) -> None:
+        """Take a non-blocking socket, to be closed by `close`."""
+        self.socket = connected
+        self._descriptor = connected.fileno()
+        self._poller = poller
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def receive(self, buffer: memoryview) -> memoryview:
+        """What has come, in `buffer`; empty at the peer's end, and where the buffer is."""
+        while buffer:
+            try:
+                return buffer[: self.socket.recv_into(buffer)]
+            except BlockingIOError:
+                await self.readable()
+        return buffer
+
+    async def send(self, data: bytes, flags: int = 0) -> None:
+        """Send all of it."""
+        while data:
+            try:
+                data = data[self.socket.send(data, flags) :]
+            except BlockingIOError:
+                await self.writable()
+
+    async def readable(self) -> None:
+        """Wait until there is something to read, or an end, or an error."""
+        self._poller.on_readable(self._descriptor, self._wake)
+        await self._wait()
+
+    async def writable(self) -> None:
+        """Wait until there is room to write, or an error."""
+        self._poller.stop_reading(self._descriptor)  # a peer that sends without reading is not to wake us for it
+        self._poller.on_writable(self._descriptor, self._wake)
+        try:
+            await self._wait()
+        finally:
+            self._poller.stop_writing(self._descriptor)
+
+    async def is_readable_within(self, seconds: float) -> bool:
+        """Wait for something to read, but no longer than this."""
+        patience = self._poller.loop.call_later(seconds, self._wake)
+        await self.readable()
+        patience.cancel()
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+
+    async def take_leave(self, buffer: memoryview, at_most: int) -> None:
+        """Half-close, and throw away what still comes: closing on unread bytes would reset what the peer is to read."""
+        self.socket.shutdown(socket.SHUT_WR)
+        while at_most > 0:
+            await self.readable()  # always by way of the loop: others have their turn, however fast it sends
+            received = len(await self.receive(buffer))
+            if not received:
+                return
+            at_most -= received
+
+    def acknowledge_at_once(self) -> None:
+        """Acknowledge what will not be answered at once: a peer with Nagle on waits 40 ms for it otherwise."""
+        if hasattr(socket, "TCP_QUICKACK"):
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def close(self) -> None:
+        """Close the socket; nobody is told of it any more."""
+        self._poller.forget(self._descriptor)
+        self.socket.close()
+
+    async def _wait(self) -> None:
+        self._waiter = self._poller.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is None:  # nobody waits: the next to wait will ask again
+            self._poller.stop_reading(self._descriptor)
+        elif not self._waiter.done():
+            self._waiter.set_result(None)
