@@ -15,10 +15,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aop_proxy import pages, proxy_protocol
-from aop_proxy.endpoint import MORE_FOLLOWS, Endpoint
+from aop_proxy.endpoint import MORE_FOLLOWS, Endpoint, format_address
 from aop_proxy.farewell import Buffer, seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
-from aop_proxy.listeners import format_address
 from aop_proxy.model import Dial, Upstream
 from aop_proxy.reasons import Reason
 from aop_proxy.relay import MAX_WORDLESS, Relay

@@ -1,15 +1,29 @@
-"""A non-blocking socket on which one coroutine may wait: receive, send, take leave.
+"""Sockets as the program holds them: one that listens, and one on which a coroutine may wait.
 
 Deadlines are the caller's. Must not know what is sent, nor why.
 """
 
 import asyncio
 import socket
+from typing import Any, NamedTuple
 
 from aop_proxy.poller import Poller
 
 MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
 """Where there is such a flag, a FIN goes out with the last bytes instead of behind them."""
+
+
+class Listener(NamedTuple):
+    """A listening socket, and which of `listen` it is for."""
+
+    socket: socket.socket
+    place: int
+
+
+def format_address(address: tuple[Any, ...]) -> str:
+    """HOST:PORT of what `getsockname`, `getpeername` or `accept` gave."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Endpoint:

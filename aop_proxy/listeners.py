@@ -5,21 +5,15 @@ Must not know what is done with a connection.
 
 import itertools
 import socket
-from typing import Any, NamedTuple
+from typing import Any
 
+from aop_proxy.endpoint import Listener, format_address
 from aop_proxy.model import Listen
 
 BACKLOG = 4096
 """What the kernel cuts to net.core.somaxconn, whose default is this."""
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 60, 15, 4
 """Seconds, seconds and probes: a peer that vanished is noticed within two minutes."""
-
-
-class Listener(NamedTuple):
-    """A listening socket, and which of `listen` it is for."""
-
-    socket: socket.socket
-    place: int
 
 
 class BindError(Exception):
@@ -45,12 +39,6 @@ def bind(addresses: tuple[Listen, ...], workers: int) -> list[list[Listener]]:
 def name(listener: Listener) -> str:
     """The address a listener is really bound to, as HOST:PORT."""
     return format_address(listener.socket.getsockname())
-
-
-def format_address(address: tuple[Any, ...]) -> str:
-    """HOST:PORT of what `getsockname`, `getpeername` or `accept` gave."""
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _resolve(address: Listen) -> list[tuple[int, Any]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from aop_proxy.connection import Connection
-from aop_proxy.listeners import BACKLOG, Listener, format_address
+from aop_proxy.endpoint import Listener, format_address
 from aop_proxy.log import Log
 from aop_proxy.model import Limits
 from aop_proxy.poller import make_poller
@@ -23,6 +23,7 @@ from aop_proxy.snapshot import Snapshot
 from aop_proxy.telemetry import SUPPRESSED_EVERY, ConnectionLog
 
 ACCEPTS_PER_TURN = 64
+EVERYBODY = 1_000_000
 BACK_OFF_MIN, BACK_OFF_MAX = 0.005, 1.0
 """Seconds; net/http's and ghostunnel's figures for a failing accept."""
 SWEEP_EVERY = 1.0
@@ -180,7 +181,7 @@ class Server:
         """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""
         self.draining = True
         for listener in self._listeners:
-            self._acceptable(listener, BACKLOG)  # who is in the queue by now has been promised a connection
+            self._acceptable(listener, EVERYBODY)  # who is in the queue by now has been promised a connection
             self.poller.forget(listener.socket.fileno())
             listener.socket.close()
         self._listeners = []

@@ -18,7 +18,7 @@ import uvloop
 
 from aop_proxy import snapshot
 from aop_proxy.channel import Channel, Commit, Prepare, Reply
-from aop_proxy.listeners import Listener
+from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import ConfigurationError, Problem
 from aop_proxy.reasons import Reason

@@ -17,7 +17,7 @@ from typing import Any
 
 from aop_proxy import listeners
 from aop_proxy.channel import Channel, Command, Commit, Drain, Prepare, Reply
-from aop_proxy.listeners import Listener
+from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 

@@ -22,7 +22,7 @@ import uvloop
 import actors
 from actors import PATIENCE, Event, TlsClient
 from aop_proxy import model, snapshot
-from aop_proxy.listeners import Listener
+from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, Clients, Limits, Listen, Settings, Site, Timeouts
 from aop_proxy.poller import EpollPoller, LoopPoller, Poller

@@ -244,6 +244,18 @@ def test_a_page_waits_for_the_question(serve: Serve) -> None:
     assert server.wait_for("connection", count=2)["duration_ms"] < 250
 
 
+@pytest.mark.xfail(reason="the reset is told instead, as a failure of the network's", raises=AssertionError)
+def test_a_refused_client_that_resets(serve: Serve) -> None:
+    """Who is refused and does not stay to hear it was refused all the same."""
+    server = serve()
+    client = TlsClient(server.address, client_context())
+    client.handshake()
+    while server.loop.call(lambda: [one.record.cipher for one in server.server._handshaking]) in ([], [None]):
+        pass
+    client.reset()
+    assert [the_record(server)[name] for name in ("reason", "verdict")] == ["no_certificate", "refused"]
+
+
 def test_who_goes_on_sending_reads_its_page(serve: Serve, backend: RecordingBackend) -> None:
     """A refused client that uploads is read and not heard, so that the kernel does not destroy its page."""
     server = serve()

@@ -11,7 +11,7 @@ WORDS = {
     "refused": (
         "no_certificate unknown_ca self_signed expired not_yet_valid wrong_purpose revoked revocation_unknown"
         " bad_signature weak_certificate bad_certificate identity_not_allowed unknown_host plain_http tls_version"
-        " too_many_connections"
+        " proxy_header_invalid too_many_connections"
     ),
     "failed": (
         "handshake_timeout handshake_failed upstream_unreachable upstream_timeout drain_timeout client_reset"

@@ -29,7 +29,7 @@ from actors import (
 from aop_proxy import server as server_module
 from aop_proxy import snapshot
 from aop_proxy.connection import QUESTION_PATIENCE
-from aop_proxy.listeners import Listener
+from aop_proxy.endpoint import Listener
 from aop_proxy.model import Limits
 from aop_proxy.reasons import Reason
 from aop_proxy.server import ACCEPTS_PER_TURN, Capacity, capacity
@@ -38,13 +38,14 @@ from in_process import LOOPS, InProcessServer, LoopThread, make_bundle
 
 Serve = Callable[..., InProcessServer]
 BETWEEN_REQUESTS = 0.2
-"""Seconds; in the program they are `IDLE_BEFORE_DRAIN`."""
+"""Seconds; in the program they are `IDLE_BEFORE_DRAIN` and `SILENT_BEFORE_DRAIN`."""
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take less time to tell an idle connection from a busy one."""
+    """Take less time to tell an idle connection from a busy one, and a silent client from a slow one."""
     monkeypatch.setattr(server_module, "IDLE_BEFORE_DRAIN", BETWEEN_REQUESTS)
+    monkeypatch.setattr(server_module, "SILENT_BEFORE_DRAIN", BETWEEN_REQUESTS)
 
 
 @pytest.fixture(params=LOOPS)

@@ -16,7 +16,7 @@ import pytest
 import actors
 from actors import GET_AND_CLOSE, HELLO, PATIENCE, Event, RecordingBackend, TlsClient, ask, client_context, never_answer
 from aop_proxy.channel import Commit, Drain, Prepare, Reply
-from aop_proxy.listeners import Listener
+from aop_proxy.endpoint import Listener
 from aop_proxy.model import Bundle
 from aop_proxy.workers import WorkerProcess
 from certificates import CredentialFiles

@@ -1,0 +1,1 @@
+"""Benchmarks of the proxy beside NGINX, HAProxy, hitch, stunnel and Caddy: `python -m benchmarks`."""
