@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from aop_proxy.endpoint import Listener
-from aop_proxy.listeners import BindError, bind, name
+from aop_proxy.listeners import BACKLOG, BindError, bind, name
 from aop_proxy.model import Listen
 
 LOOPBACK = Listen("127.0.0.1", 0)
