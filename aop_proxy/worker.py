@@ -14,8 +14,6 @@ import signal
 import socket
 import sys
 
-import uvloop
-
 from aop_proxy import snapshot
 from aop_proxy.channel import Channel, Commit, Prepare, Reply
 from aop_proxy.endpoint import Listener
@@ -24,6 +22,11 @@ from aop_proxy.model import ConfigurationError, Problem
 from aop_proxy.reasons import Reason
 from aop_proxy.server import Server
 from aop_proxy.tls import KeyLog, open_key_log
+
+try:
+    import uvloop as loops
+except ImportError:  # no wheel for this Python or system yet: slower, and otherwise the same
+    loops = asyncio  # type: ignore[misc]
 
 _PR_SET_DUMPABLE = 4
 
@@ -119,5 +122,5 @@ def main() -> None:
     channel, log, number = map(int, sys.argv[1:4])
     pairs = [map(int, pair.split(":")) for pair in sys.argv[4:]]
     listeners = [Listener(socket.socket(fileno=descriptor), place) for descriptor, place in pairs]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
         runner.run(_main(channel, log, number, listeners))
