@@ -23,6 +23,8 @@ class Prepare:
 
     bundle: Bundle
     generation: int
+    is_replacement: bool = False
+    """Others serve this bundle already: what has expired since it was loaded is no problem."""
 
 
 @dataclass(frozen=True, slots=True)

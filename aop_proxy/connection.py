@@ -46,19 +46,20 @@ class Connection:
     """One client's connection."""
 
     __slots__ = (
-        "_client", "_gate", "_has_begun", "_is_proxied", "_loop", "_proxied", "_relay", "_server", "_snapshot",
-        "_task", "deadline", "ended_by_us", "heard", "record", "waiting_since",
+        "_client", "_gate", "_has_begun", "_is_proxied", "_loop", "_proxied", "_relay", "_server", "_settings",
+        "_snapshot", "_task", "deadline", "ended_by_us", "heard", "record", "waiting_since",
     )  # fmt: skip
 
     def __init__(self, server: "Server", client: socket.socket, address: str, *, is_proxied: bool = False) -> None:
         """Take an accepted non-blocking socket, to be closed when `serve` ends; a PROXY header comes first or not."""
         self._server = server
         self._snapshot: Snapshot = server.snapshot
+        self._settings = server.snapshot.settings
         self._client = Endpoint(client, server.poller)
         self._loop = server.loop
         self._relay: Relay | None = None
         self._gate: Gate = self._snapshot.gates[0]
-        self.deadline: float | None = self._loop.time() + self._snapshot.settings.timeouts.handshake
+        self.deadline: float | None = self._loop.time() + self._settings.timeouts.handshake
         """When the server is to end the handshake, from the first byte to the last, or the leave-taking; None between
         the two. A timer for each would cost more than the server's look at all of them."""
         self.heard = 0
@@ -86,7 +87,7 @@ class Connection:
         except asyncio.CancelledError:
             self.record.reason = self.ended_by_us or Reason.INTERNAL_ERROR
         except OSError:
-            self.record.reason = Reason.CLIENT_RESET
+            self.record.reason = self.ended_by_us or Reason.CLIENT_RESET
         except Exception:  # noqa: BLE001 - a bug costs one connection, and is told in full
             self.record.reason = Reason.INTERNAL_ERROR
             self._server.log.event("error", "internal_error", traceback=traceback.format_exc().splitlines()[-12:])
@@ -110,32 +111,35 @@ class Connection:
         """When the client, accepted and with nothing owed to it, was last heard or spoken to; None while it is busy."""
         if self._relay is None:
             return self.waiting_since
-        return self._relay.active_at if self._relay.upstream_spoke_last else None
+        return self._relay.active_at if self._relay.upstream_spoke_last and not self._relay.owes else None
 
     def active_at(self) -> float | None:
         """When anything last moved, once the client's bytes are forwarded."""
         return self._relay.active_at if self._relay is not None else self.waiting_since
 
     async def _walk(self) -> Reason:
-        timeouts = self._snapshot.settings.timeouts
         outcome = await self._shake_hands()
         self.deadline = None
         if isinstance(outcome, Refused):
             return await self._turn_away(outcome)
-        session = outcome.session
         refusal = self._judge(outcome)
         if refusal is not None:
             return await self._explain(outcome, refusal, outcome.behind)
-        first = await self._first_plaintext(outcome)
+        site = self._gate.site
+        del self._gate, self._snapshot  # contexts that a reload has replaced live no longer than their handshakes
+        first = await self._first_plaintext(outcome, site.dial)
         if first is None:
             return Reason.CLOSED
-        upstream = await dial(self._server.poller, self._gate.site.upstream, timeouts.connect)
+        upstream = await dial(self._server.poller, site.upstream, self._settings.timeouts.connect)
         if isinstance(upstream, Reason):
             return await self._explain(outcome, upstream, first)
         end, address = upstream
         self.record.upstream = address.url
         with end:
-            relay = await self._forward(session, end, self._proxy_header(outcome, address), first)
+            self._relay = Relay(self._server.poller, self._server.buffers, outcome.session, self._client.socket, end)
+            self._relay.start(first, self._proxy_header(outcome, address))
+            del outcome, first  # it may be long, and the connection may live for days
+            relay = await self._forwarded(self._relay)
             self._server.poller.forget(end.fileno())
         reason = relay.finished.result()
         return await self._last_words(b"", reason) if relay.client_may_be_sending else reason
@@ -160,7 +164,7 @@ class Connection:
             index = self._snapshot.hosts.find(reader.server_name)
             if index is not None:
                 self._gate = self._snapshot.gates[index]
-            elif not reader.is_too_old and self._snapshot.settings.unknown_hosts == "reject":
+            elif not reader.is_too_old and self._settings.unknown_hosts == "reject":
                 return Refused(Reason.UNKNOWN_HOST, None, UNRECOGNIZED_NAME_ALERT)
         session = TlsSession(self._gate.context, self._snapshot.quiet_context, self._snapshot.key_log)
         try:
@@ -178,15 +182,15 @@ class Connection:
 
     async def _answer_in_clear(self, seen: bytes) -> Refused:
         """Tell plain HTTP, which gets a page in clear, from garbage, which gets nothing."""
-        if not isinstance(proxy_protocol.parse(seen), proxy_protocol.Invalid):
-            return _NO_PROXY_HEADER  # from somewhere that is not listed for it
         while not _HTTP_METHOD.match(seen):
             if not _START_OF_METHOD.fullmatch(seen):
-                return _GARBAGE
+                return _NO_PROXY_HEADER if seen.startswith(proxy_protocol.SIGNATURE) else _GARBAGE
             fresh = await self._receive_handshake()
             if not fresh:
                 return _GARBAGE
             seen += fresh
+        if seen.startswith(b"PROXY "):
+            return _NO_PROXY_HEADER  # from somewhere that is not listed for it
         return Refused(Reason.PLAIN_HTTP, None, pages.page(Reason.PLAIN_HTTP, self.record.reference))
 
     async def _receive_proxy_header(self) -> bool:
@@ -213,8 +217,6 @@ class Connection:
 
     def _judge(self, accepted: Accepted) -> Reason | None:
         """Decide about a client whose certificate OpenSSL has verified: None lets it pass."""
-        if not self._server.admit(self):
-            return Reason.TOO_MANY_CONNECTIONS
         if self._snapshot.hosts.find(self.record.sni) is None:
             return Reason.UNKNOWN_HOST
         self.record.site = self._gate.name
@@ -222,9 +224,12 @@ class Connection:
             identity = read_identity(accepted.certificate)
         except UnreadableCertificate:
             return Reason.BAD_CERTIFICATE
-        return self._gate.rules.decide(identity)
+        refusal = self._gate.rules.decide(identity)
+        if refusal is None and not self._server.admit(self):
+            return Reason.TOO_MANY_CONNECTIONS
+        return refusal
 
-    async def _first_plaintext(self, accepted: Accepted) -> bytes | None:
+    async def _first_plaintext(self, accepted: Accepted, when: Dial) -> bytes | None:
         """Wait for the client to say something, so that an idle connection holds no backend; None if it leaves."""
         session, ciphertext = accepted.session, memoryview(accepted.behind)
         plaintext = self._server.buffers.plaintext
@@ -240,7 +245,7 @@ class Connection:
                     raise ConnectionResetError from None
                 first = bytes(plaintext[:filled])
                 await self._client.send(session.take_output())
-                if first or self._gate.site.dial is Dial.EAGER:
+                if first or when is Dial.EAGER:
                     return first
                 wordless += len(ciphertext)
                 if wordless > MAX_WORDLESS:
@@ -281,9 +286,7 @@ class Connection:
         alpn = (accepted.alpn or "").encode()
         return proxy_protocol.encode_v2(replace(header, alpn=alpn, authority=self.record.sni or "", tls=tls))
 
-    async def _forward(self, session: TlsSession, end: socket.socket, header: bytes, first: bytes) -> Relay:
-        relay = self._relay = Relay(self._server.poller, self._server.buffers, session, self._client.socket, end)
-        relay.start(first, header)
+    async def _forwarded(self, relay: Relay) -> Relay:
         await relay.finished
         self.record.bytes_from_client = relay.bytes_from_client
         self.record.bytes_from_upstream = relay.bytes_from_upstream
@@ -292,6 +295,7 @@ class Connection:
 
     async def _turn_away(self, refused: Refused) -> Reason:
         """Say why in a sealed page if that is allowed, else with OpenSSL's alert; one of the two, never both."""
+        self.ended_by_us = refused.reason  # also for a client that does not stay to hear it
         farewell = refused.output
         if refused.sealing is not None:
             asked = refused.asked or await self._is_asked()
@@ -302,6 +306,7 @@ class Connection:
 
     async def _explain(self, accepted: Accepted, reason: Reason, heard: bytes) -> Reason:
         """Send a page on a live session whose client is not served, and read nothing more of it."""
+        self.ended_by_us = reason
         asked = bool(heard) or await self._is_asked()
         page = pages.page(reason, self.record.reference, accepted.alpn, asked=asked)
         sealed = accepted.session.encrypt(memoryview(page))
@@ -315,7 +320,7 @@ class Connection:
     async def _last_words(self, farewell: bytes, reason: Reason) -> Reason:
         """Send what there is to say, and half-close; the server sees to the deadline."""
         self.ended_by_us = reason
-        self.deadline = self._loop.time() + self._snapshot.settings.timeouts.linger
+        self.deadline = self._loop.time() + self._settings.timeouts.linger
         with contextlib.suppress(OSError):
             await self._client.send(farewell, MORE_FOLLOWS)
             await self._client.take_leave(self._server.buffers.ciphertext, MAX_LINGER_BYTES)
@@ -323,7 +328,7 @@ class Connection:
 
     async def _receive_handshake(self) -> memoryview:
         """What the client sent before its handshake is over; empty at its end, and where its allowance ends."""
-        allowance = self._snapshot.settings.limits.handshake_bytes - self.heard
+        allowance = self._settings.limits.handshake_bytes - self.heard
         received = await self._client.receive(self._server.buffers.ciphertext[:allowance])
         if not self.heard:
             self._server.note_heard(self)

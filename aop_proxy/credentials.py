@@ -48,12 +48,18 @@ _NOT_AN_ORIGIN_PULL_CA = {
 class Findings:
     """What was found wrong, and what is merely worth saying."""
 
+    expired_is_problem: bool = True
     problems: list[Problem] = field(default_factory=list)
     advice: list[Problem] = field(default_factory=list)
 
     def problem(self, path: str, sentence: str) -> None:
         """Note what stops a start."""
         self.problems.append(Problem(path, sentence))
+
+    def expired(self, path: str, sentence: str) -> bool:
+        """Note what has expired; whether it can be used all the same."""
+        (self.problem if self.expired_is_problem else self.advise)(path, sentence)
+        return not self.expired_is_problem
 
     def advise(self, path: str, sentence: str) -> None:
         """Note what is worth knowing."""
@@ -120,7 +126,7 @@ def read_revocation_lists(path: str, pem: bytes, findings: Findings) -> list[x50
     now = datetime.now(UTC)
     for crl in lists:
         if crl.next_update_utc is not None and crl.next_update_utc <= now:
-            findings.problem(path, f"the CRL of {_name(crl.issuer)} expired on {_day(crl.next_update_utc)}: renew it")
+            findings.expired(path, f"the CRL of {_name(crl.issuer)} expired on {_day(crl.next_update_utc)}: renew it")
         elif crl.next_update_utc is not None and crl.next_update_utc <= now + EXPIRES_SOON:
             findings.advise(path, f"the CRL of {_name(crl.issuer)} expires on {_day(crl.next_update_utc)}")
     return lists
@@ -181,8 +187,7 @@ def _can_be_authority(path: str, certificate: x509.Certificate, findings: Findin
 def _judge_validity(path: str, certificate: x509.Certificate, findings: Findings) -> bool:
     now, name = datetime.now(UTC), _name(certificate.subject)
     if certificate.not_valid_after_utc <= now:
-        findings.problem(path, f"{name} expired on {_day(certificate.not_valid_after_utc)}: renew it")
-        return False
+        return findings.expired(path, f"{name} expired on {_day(certificate.not_valid_after_utc)}: renew it")
     if certificate.not_valid_before_utc > now:
         findings.problem(
             path, f"{name} is not valid before {_day(certificate.not_valid_before_utc)}: is this machine's clock right?"

@@ -80,7 +80,7 @@ def _ask_all(console: Console, address: str, directory: Path) -> bool:
 def _ask(visitor: _Visitor, address: str, directory: Path) -> tuple[int, str]:
     """Ask for / as a visitor; the status and the sentence of the answer."""
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), PATIENCE) as end:
+    with socket.create_connection((host.strip("[]"), int(port)), PATIENCE) as end:
         if visitor.encrypted:
             context = ssl.create_default_context(cafile=str(directory / "server.pem"))
             if visitor.credentials is not None:

@@ -72,8 +72,10 @@ class Endpoint:
     async def is_readable_within(self, seconds: float) -> bool:
         """Wait for something to read, but no longer than this."""
         patience = self._poller.loop.call_later(seconds, self._wake)
-        await self.readable()
-        patience.cancel()
+        try:
+            await self.readable()
+        finally:
+            patience.cancel()  # it must not fire when the descriptor is closed, and another connection bears its number
         try:
             return bool(self.socket.recv(1, socket.MSG_PEEK))
         except BlockingIOError:

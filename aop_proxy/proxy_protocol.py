@@ -17,7 +17,7 @@ MAX_V1 = 107  # section 2.1: the longest line, CRLF included
 MAX_V2 = 4096
 """Section 2 means 536, one segment: too few for a certificate. NGINX takes 4096 (nginx#1400), HAProxy its 16384."""
 _SHORTEST = len(b"PROXY UNKNOWN\r\n")
-_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED, _TLV, _TLS = struct.Struct("!12sBBH"), struct.Struct("!BH"), struct.Struct("!BI")
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPEC, _TCP4, _TCP6 = 0x00, 0x11, 0x21
@@ -91,11 +91,11 @@ def parse(data: bytes | bytearray | memoryview) -> Complete | Incomplete | Inval
     try:
         if start.startswith(b"PROXY "):
             return _parse_v1(start[:MAX_V1])
-        if start.startswith(_SIGNATURE):
+        if start.startswith(SIGNATURE):
             return _parse_v2(start)
     except ValueError as error:
         return Invalid(str(error))
-    if b"PROXY ".startswith(start) or _SIGNATURE.startswith(start):
+    if b"PROXY ".startswith(start) or SIGNATURE.startswith(start):
         return Incomplete(_SHORTEST - len(start))
     return Invalid("the connection does not begin with a PROXY header")
 
@@ -207,7 +207,7 @@ def encode_v2(header: Header, *, checksum: bool = False) -> bytes:
     Send it whole and before all else (section 2): HAProxy and NGINX drop a connection whose header comes in pieces.
     """
     if header.source is None or header.destination is None:
-        return _FIXED.pack(_SIGNATURE, _LOCAL, _UNSPEC, 0)  # not PROXY with UNSPEC, which HAProxy refuses
+        return _FIXED.pack(SIGNATURE, _LOCAL, _UNSPEC, 0)  # not PROXY with UNSPEC, which HAProxy refuses
     version, ends = _common_version(header.source[0], header.destination[0])
     family, addresses = (_TCP4, _INET) if version == 4 else (_TCP6, _INET6)
     packed = (end.packed if end.version == version else bytes(10) + b"\xff\xff" + end.packed for end in ends)
@@ -219,7 +219,7 @@ def encode_v2(header: Header, *, checksum: bool = False) -> bytes:
         texts = ((kind, getattr(tls, name).encode()) for kind, name in _SSL_TEXTS.items())
         inner, inner_room = _TLS.pack(tls.client, tls.verify), room - len(block) - _TLV.size
         block = _append(block, room, (_SSL, _append(inner, inner_room, *texts, (_SSL_CLIENT_CERT, tls.certificate))))
-    encoded = _FIXED.pack(_SIGNATURE, _PROXY, family, len(block)) + block
+    encoded = _FIXED.pack(SIGNATURE, _PROXY, family, len(block)) + block
     if checksum:
         encoded = encoded[:checksum_at] + crc32c(encoded).to_bytes(4) + encoded[checksum_at + 4 :]
     return encoded

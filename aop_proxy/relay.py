@@ -111,6 +111,11 @@ class Relay:
         elif not self._upstream_backlog and not self._upstream_takes_no_more:
             self._poller.on_readable(self._client_fd, self._client_readable)
 
+    @property
+    def owes(self) -> bool:
+        """Something is kept for a peer that does not keep up."""
+        return bool(self._client_backlog or self._upstream_backlog)
+
     def stop(self, reason: Reason) -> None:
         """End now: a truthful close_notify and FIN to the client, a FIN to the upstream."""
         self._reason = reason
@@ -129,10 +134,13 @@ class Relay:
             self._lose_client()
             return
         self.active_at = self._poller.now
-        if not received:
-            self._end_client()
-            return
         session = self._session
+        if not received:
+            if session.is_mid_record:
+                self._reset_both(Reason.CLIENT_RESET)  # a FIN there is no end but a loss
+            else:
+                self._end_client()
+            return
         try:
             filled = self._decrypt(self._ciphertext[:received], self._plaintext)
         except ssl.SSLError:
@@ -340,6 +348,8 @@ class Relay:
     def _lose_client(self) -> None:
         """The client is gone. Once it has all that we had to say it went as clients do, not waiting for the end."""
         if self._upstream_ended and not self._client_backlog:
+            if not self._client_ended:  # in the middle of what it was sending, maybe: no clean end for the upstream
+                _reset_on_close(self._upstream)
             self._client_ended = True
             self._finish(Reason.CLOSED)
         else:

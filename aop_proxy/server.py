@@ -81,7 +81,8 @@ class Server:
         self.log.configure(snapshot.settings.log)
         self._records.rate = snapshot.settings.log.refusals_per_second
         self._proxies = [tuple(map(ip_network, listen.proxy_protocol_from)) for listen in snapshot.settings.listen]
-        self._capacity = capacity(snapshot.settings.limits, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 2 * len(snapshot.gates)  # key logs, old and new
+        self._capacity = capacity(snapshot.settings.limits, descriptors)
 
     def listen(self, listeners: list[Listener]) -> None:
         """Begin to accept on non-blocking listening sockets, which are this server's to close."""
@@ -96,10 +97,12 @@ class Server:
             self._handshaking[connection] = None
 
     def admit(self, connection: Connection) -> bool:
-        """Count `connection` as authenticated; False if there are too many of them."""
+        """Count `connection` as authenticated; False if there are too many, and it stays with those that are not."""
+        if len(self._admitted) >= self._capacity.connections:
+            return False
         self._handshaking.pop(connection, None)
         self._admitted.add(connection)
-        return len(self._admitted) <= self._capacity.connections
+        return True
 
     def forget(self, connection: Connection) -> None:
         """`connection` has ended: its record is complete."""

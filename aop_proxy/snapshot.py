@@ -55,19 +55,19 @@ class Snapshot:
     expiries: tuple[Expiry, ...]
 
 
-def build(bundle: Bundle, generation: int, key_log: tls.KeyLog | None) -> Snapshot:
+def build(bundle: Bundle, generation: int, key_log: tls.KeyLog | None, *, expired_is_problem: bool = True) -> Snapshot:
     """Build a snapshot. Raises ConfigurationError with every problem of every file that the bundle holds."""
-    return _Builder(bundle, key_log).build(generation)
+    return _Builder(bundle, key_log, Findings(expired_is_problem=expired_is_problem)).build(generation)
 
 
 class _Builder:
     """Collects findings over all sites, so that one run names them all."""
 
-    def __init__(self, bundle: Bundle, key_log: tls.KeyLog | None) -> None:
+    def __init__(self, bundle: Bundle, key_log: tls.KeyLog | None, findings: Findings) -> None:
         self._settings = bundle.settings
         self._files: Mapping[str, bytes] = bundle.files
         self._key_log = key_log
-        self._findings = Findings()
+        self._findings = findings
         self._expiries: list[Expiry] = []
         # A name is read ahead only where it decides something that comes before the certificate is judged.
         self._reads_names_first = len(bundle.settings.sites) > 1 or bundle.settings.unknown_hosts == "reject"
@@ -122,7 +122,7 @@ class _Builder:
     def _authorities(self, path: str, clients: Clients, *, note: bool = False) -> list[x509.Certificate]:
         found: list[x509.Certificate] = []
         for index, name in enumerate(clients.ca):
-            findings = self._findings if note else Findings()
+            findings = self._findings if note else Findings(expired_is_problem=self._findings.expired_is_problem)
             if name not in self._files:
                 continue
             certificates = credentials.read_authorities(f"{path}.ca[{index}]", self._files[name], findings)

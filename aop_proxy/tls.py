@@ -18,6 +18,8 @@ from aop_proxy.reasons import Reason
 
 MAX_RECORD_PLAINTEXT = 16384
 """RFC 8446 section 5.1."""
+MAX_WORDLESS_RECORDS = 512
+"""Records without data (KeyUpdates: 10 to 30 us each) in one piece of ciphertext; nobody needs two."""
 UNRECOGNIZED_NAME_ALERT = bytes.fromhex("15 03 03 00 02 02 70")
 """A fatal unrecognized_name in clear (RFC 6066 section 3), for when nothing has been said yet."""
 
@@ -335,6 +337,11 @@ class TlsSession:
         self.has_answer = False
         return self._outgoing.read()
 
+    @property
+    def is_mid_record(self) -> bool:
+        """The client has sent the beginning of a record, and not its end."""
+        return bool(self._missing or self._cut_header)
+
     def decrypt(self, ciphertext: memoryview, plaintext: memoryview) -> int:
         """Decrypt what the client sent into `plaintext`; the number of bytes there now.
 
@@ -344,7 +351,7 @@ class TlsSession:
         `client_ended` at its close_notify, and `has_answer` when OpenSSL has answered a KeyUpdate of the client's.
         """
         read, feed = self._read, self._feed
-        filled = start = 0
+        filled = start = wordless = 0
         end = len(ciphertext)
         while start < end:
             if self._missing or self._cut_header or end - start < _RECORD_HEADER:
@@ -363,6 +370,9 @@ class TlsSession:
                 length = read(MAX_RECORD_PLAINTEXT, plaintext[filled:])
             except ssl.SSLWantReadError:  # a record without data
                 self.has_answer = self._outgoing.pending > 0
+                wordless += 1
+                if wordless > MAX_WORDLESS_RECORDS:
+                    raise ssl.SSLError("too many records without data") from None
                 continue
             except ssl.SSLZeroReturnError:
                 length = 0

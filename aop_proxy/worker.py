@@ -54,11 +54,25 @@ class Worker:
                 self._commit()
                 await self._channel.send_reply({"committed": True})
             else:
-                cut = await self._server.drain() if self._server else 0
-                await self._channel.send_reply({"drained": cut})
+                await self._drain()
                 return
         if self._server:
             await self._server.stop(Reason.DRAIN_TIMEOUT)
+
+    async def _drain(self) -> None:
+        """Let the connections end; cut them if the parent goes meanwhile."""
+        if self._server is None:
+            await self._channel.send_reply({"drained": 0})
+            return
+        drained = asyncio.ensure_future(self._server.drain())
+        parent_gone = asyncio.ensure_future(self._channel.receive_command())
+        await asyncio.wait([drained, parent_gone], return_when=asyncio.FIRST_COMPLETED)
+        if drained.done():
+            parent_gone.cancel()
+            await self._channel.send_reply({"drained": drained.result()})
+        else:
+            await self._server.stop(Reason.DRAIN_TIMEOUT)
+            await drained
 
     def _prepare(self, command: Prepare) -> Reply:
         try:
@@ -66,7 +80,9 @@ class Worker:
                 _drop_privileges(command.bundle.settings.user)
                 self._has_privileges = False
                 self._key_log = open_key_log(command.bundle.settings)
-            self._prepared = snapshot.build(command.bundle, command.generation, self._key_log)
+            self._prepared = snapshot.build(
+                command.bundle, command.generation, self._key_log, expired_is_problem=not command.is_replacement
+            )
         except ConfigurationError as error:
             return {"problems": [[problem.path, problem.sentence] for problem in error.problems]}
         return {"prepared": command.generation, "advice": [str(advice) for advice in self._prepared.advice]}

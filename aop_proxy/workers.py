@@ -32,6 +32,8 @@ from aop_proxy.worker import main
 main()
 """
 """What a worker runs: this package, with -P, so that no file in the working directory can pass for a module."""
+ASK_PATIENCE = 60.0
+"""Seconds that a worker has to build a snapshot: far more than a thousand sites take."""
 END_PATIENCE = 1.0
 """Seconds that a worker whose parent hung up has to end."""
 DRAIN_GRACE = 5.0
@@ -56,6 +58,7 @@ class WorkerProcess:
         self.number = number
         self.process = process
         self._channel = channel
+        self._asking = asyncio.Lock()
         self.started = asyncio.get_running_loop().time()
 
     @classmethod
@@ -72,13 +75,18 @@ class WorkerProcess:
             )  # fmt: skip
         return cls(number, process, await Channel.open(ours))
 
-    async def ask(self, command: Command) -> Reply | None:
-        """Send a command and wait for its reply; None if the worker died over it."""
-        try:
-            await self._channel.send_command(command)
-        except ConnectionError:
-            return None
-        return await self._channel.receive_reply()
+    async def ask(self, command: Command, patience: float = ASK_PATIENCE) -> Reply | None:
+        """Send a command and wait for its reply; None if the worker died over it, or is past answering."""
+        async with self._asking:  # a reply belongs to the command before it
+            try:
+                async with asyncio.timeout(patience):
+                    await self._channel.send_command(command)
+                    return await self._channel.receive_reply()
+            except ConnectionError:
+                return None
+            except TimeoutError:
+                self.process.kill()
+                return None
 
     async def end(self) -> None:
         """Close the channel, over which a worker that still lives ends, and see that it does."""
@@ -112,6 +120,7 @@ class Parent:
         self._ended = loop.create_future()
         stop_asked = asyncio.Event()
         settings = self._bundle.settings
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what is being read is read anew already
         self._listeners = listeners.bind(settings.listen, settings.workers or usable_cpus())
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -170,19 +179,36 @@ class Parent:
             self._log.event("error", "worker_exited", worker=worker.number, pid=worker.process.pid, code=code)
             lived = asyncio.get_running_loop().time() - worker.started
             deaths = deaths + 1 if lived < QUICK_DEATH else 1
-            if deaths > MAX_QUICK_DEATHS:
+            if deaths > MAX_QUICK_DEATHS and not self._alive():
                 if not self._ended.done():
                     self._ended.set_result(ExitCode.WORKERS_KEEP_DYING)
                 return
             if deaths > 1:
                 await asyncio.sleep(min(RESTART_PAUSE_MIN * 2**deaths, RESTART_PAUSE_MAX))
-            async with self._changing:
-                worker = await self._spawn(worker.number)
-                reply = await worker.ask(Prepare(self._bundle, self._generation))
-                if reply is not None and "prepared" in reply:
-                    await worker.ask(Commit())
-                else:
-                    worker.process.kill()
+            worker = await self._replacement(worker.number)
+
+    async def _replacement(self, number: int) -> WorkerProcess:
+        """A new worker in a dead one's place, as soon as one can be started."""
+        while True:
+            try:
+                async with self._changing:
+                    worker = await self._spawn(number)
+                    await self._bring_up(worker)
+                    return worker
+            except OSError as error:  # no descriptor, no memory: later there may be
+                self._log.event("error", "worker_not_started", worker=number, error=str(error))
+            await asyncio.sleep(RESTART_PAUSE_MAX)
+
+    async def _bring_up(self, worker: WorkerProcess) -> None:
+        """What was valid when it was loaded is served on: one worker's death must not end what the others do."""
+        reply = await worker.ask(Prepare(self._bundle, self._generation, is_replacement=True))
+        if reply is not None and "prepared" in reply:
+            await worker.ask(Commit())
+            return
+        problems = [": ".join(map(str, pair)) for pair in (reply or {}).get("problems", [])]
+        self._log.event("error", "worker_not_prepared", worker=worker.number, problems=problems)
+        if worker.process.returncode is None:
+            worker.process.kill()
 
     # Reload.
 
@@ -219,17 +245,19 @@ class Parent:
             watcher.cancel()
         for listener in itertools.chain(*self._listeners):
             listener.socket.close()
-        drained = asyncio.gather(*(worker.ask(Drain()) for worker in self._workers.values()))
         limit = self._bundle.settings.timeouts.drain + DRAIN_GRACE
+        drained = asyncio.gather(*(worker.ask(Drain(), limit) for worker in self._alive()))
         await _first(drained, self._ended, timeout=limit)
         if not drained.done():
             drained.cancel()
             await asyncio.gather(drained, return_exceptions=True)
             self._log.event("warning", "drained", connections_cut="unknown")
             return ExitCode.CUT_CONNECTIONS
-        cut = sum(int(reply.get("drained", 0)) for reply in drained.result() if reply)
-        self._log.event("info", "drained", connections_cut=cut)
-        return ExitCode.CUT_CONNECTIONS if cut else ExitCode.DRAINED
+        replies = drained.result()
+        cut = sum(int(reply.get("drained", 0)) for reply in replies if reply)
+        lost = replies.count(None)
+        self._log.event("info", "drained", connections_cut=cut, **({"workers_lost": lost} if lost else {}))
+        return ExitCode.CUT_CONNECTIONS if cut or lost else ExitCode.DRAINED
 
     async def _kill_all(self) -> None:
         for watcher in self._watchers.values():

@@ -126,6 +126,7 @@ def make_bundle(
     client_ca: Path,
     upstream: str = "http://127.0.0.1:9",
     *,
+    listen: tuple[Listen, ...] = (Listen("127.0.0.1", 0),),
     sites: tuple[Mapping[str, Any], ...] = ({},),
     timeouts: Mapping[str, float] | None = None,
     limits: Mapping[str, int] | None = None,
@@ -140,7 +141,7 @@ def make_bundle(
     good = Site("certificate", "key", (address,), clients=Clients(("ca",)))
     return Bundle(
         Settings(
-            (Listen("127.0.0.1", 0),),
+            listen,
             tuple(replace(good, **site) for site in sites),
             timeouts=replace(Timeouts(handshake=5.0, connect=2.0, linger=0.5, drain=5.0), **(timeouts or {})),
             limits=replace(Limits(), **(limits or {})),

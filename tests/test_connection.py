@@ -32,7 +32,8 @@ from actors import (
     reset_after_request,
     speak_first,
 )
-from aop_proxy.model import Dial, Upstream
+from aop_proxy.model import Dial, Listen, Upstream
+from aop_proxy.proxy_protocol import Complete, Header, encode_v1, encode_v2, parse
 from aop_proxy.relay import MAX_WORDLESS
 from certificates import QUARTER, Authority, CredentialFiles, Credentials, key_pem, make_key
 from in_process import LOOPS, InProcessServer, LoopThread, make_bundle
@@ -244,7 +245,6 @@ def test_a_page_waits_for_the_question(serve: Serve) -> None:
     assert server.wait_for("connection", count=2)["duration_ms"] < 250
 
 
-@pytest.mark.xfail(reason="the reset is told instead, as a failure of the network's", raises=AssertionError)
 def test_a_refused_client_that_resets(serve: Serve) -> None:
     """Who is refused and does not stay to hear it was refused all the same."""
     server = serve()
@@ -315,17 +315,27 @@ def test_plain_http(serve: Serve, backend: RecordingBackend, request_line: bytes
     assert (record["reason"], backend.connections) == ("plain_http", [])
 
 
-def test_plain_http_byte_by_byte(serve: Serve) -> None:
+def heard(server: InProcessServer) -> int:
+    """How many bytes clients have been heard to say."""
+    return sum(connection.heard for connection in server.server._handshaking)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        b"GET ",
+        b"PUT ",
+    ],
+)
+def test_plain_http_byte_by_byte(serve: Serve, method: bytes) -> None:
     """However it is cut."""
     server = serve()
     with socket.create_connection(server.address, PATIENCE) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for number, byte in enumerate(b"GET "):
+        for number, byte in enumerate(method):
             sock.sendall(bytes([byte]))
-            while (
-                number < 3 and server.loop.call(lambda: sum(c.heard for c in server.server._handshaking)) < number + 1
-            ):
-                pass
+            while number < 3 and server.loop.call(heard, server) <= number:
+                assert server.events("connection") == []
         assert sock.recv(12) == b"HTTP/1.1 400"
 
 
@@ -359,6 +369,98 @@ def test_garbage_in_tls(serve: Serve) -> None:
     answer = ask_plainly(server.address, b"\x16\x03\x01\x00\x05hello" + bytes(40))
     assert b"HTTP" not in answer.data
     assert the_record(server)["reason"] == "handshake_failed"
+
+
+# Load balancers
+
+CLIENT, ORIGIN = ("203.0.113.7", 4711), ("192.0.2.1", 443)
+HEADER = Header(CLIENT, ORIGIN)
+LISTED = (Listen("127.0.0.1", 0, ("10.0.0.0/8", "127.0.0.0/8")),)
+
+
+@pytest.mark.parametrize(
+    ("header", "client"),
+    [(encode_v1(HEADER), "203.0.113.7:4711"), (encode_v2(HEADER), "203.0.113.7:4711"), (encode_v2(Header()), None)],
+    ids=["v1", "v2", "v2 of its own"],
+)
+@pytest.mark.parametrize("one_byte_at_a_time", [False, True])
+def test_a_header_from_a_listed_network(
+    serve: Serve,
+    good: ssl.SSLContext,
+    backend: RecordingBackend,
+    header: bytes,
+    client: str | None,
+    one_byte_at_a_time: bool,
+) -> None:
+    """It names the client, however it is cut; a balancer that asks for itself is the client."""
+    server = serve(listen=LISTED)
+    with TlsClient(server.address, good, one_byte_at_a_time=one_byte_at_a_time) as connection:
+        for piece in [header[at : at + 1] for at in range(len(header))] if one_byte_at_a_time else [header]:
+            connection.sock.sendall(piece)
+        connection.handshake(with_data=GET_AND_CLOSE)
+        assert connection.receive_all().data == HELLO
+        own = f"127.0.0.1:{connection.port}"
+    assert the_record(server)["client"] == (client or own)
+    assert backend.received == GET_AND_CLOSE
+
+
+@pytest.mark.parametrize(
+    ("said", "listed"),
+    [
+        (encode_v1(HEADER)[:-3], True),
+        (b"PROXY TCP4 1.2.3.4 5.6.7.8 1 99999\r\n", True),
+        (b"GET / HTTP/1.1\r\n\r\n", True),
+        (encode_v1(HEADER), False),
+        (encode_v2(HEADER), False),
+    ],
+)
+def test_a_header_that_is_none(serve: Serve, backend: RecordingBackend, said: bytes, listed: bool) -> None:
+    """Half a header, a wrong one, and any from elsewhere are refused without a word."""
+    server = serve(listen=LISTED if listed else (Listen("127.0.0.1", 0),))
+    with socket.create_connection(server.address, PATIENCE) as sock:
+        sock.sendall(said)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(100) == b""
+    assert [the_record(server)[name] for name in ("reason", "verdict")] == ["proxy_header_invalid", "refused"]
+    assert backend.connections == []
+
+
+def test_no_header_where_one_must_be(serve: Serve, good: ssl.SSLContext, backend: RecordingBackend) -> None:
+    """Behind a load balancer nobody comes in past it, whatever they show."""
+    server = serve(listen=LISTED)
+    with contextlib.suppress(ConnectionResetError):
+        assert ask(server.address, good).data == b""
+    assert (the_record(server)["reason"], backend.connections) == ("proxy_header_invalid", [])
+
+
+@pytest.mark.parametrize("version", ["v1", "v2", "v2-tls"])
+def test_the_backend_is_told_who_came(
+    serve: Serve, good: ssl.SSLContext, backend: RecordingBackend, version: str
+) -> None:
+    """In a header before the first byte, which counts as nothing of the client's."""
+
+    def answer(connection: BackendConnection) -> None:
+        while not connection.received.endswith(GET_AND_CLOSE):
+            assert connection.receive()
+        connection.sock.sendall(HELLO)
+
+    backend.behaviour = answer
+    upstream = Upstream(backend.url, "127.0.0.1", backend.port, proxy_protocol=version)  # type: ignore[arg-type]
+    server = serve(sites=({"upstream": (upstream,)},))
+    with TlsClient(server.address, good) as client:
+        own = client.sock.getsockname()
+        client.handshake(with_data=GET_AND_CLOSE)
+        assert client.receive_all().data == HELLO
+    told = parse(backend.received)
+    assert isinstance(told, Complete)
+    assert (told.header.source, told.header.destination) == (own, server.address)
+    assert backend.received[told.size :] == GET_AND_CLOSE
+    assert the_record(server)["bytes_from_client"] == len(GET_AND_CLOSE)
+    if version == "v2-tls":
+        tls = told.header.tls
+        assert tls is not None
+        assert (tls.verify, tls.version, tls.common_name) == (0, "TLSv1.3", "edge.example")
 
 
 # Who is slow, or says too much

@@ -99,9 +99,6 @@ def test_readable_within(line: Line) -> None:
     assert line.loop.run(line.endpoint.is_readable_within(PATIENCE)) is False
 
 
-@pytest.mark.xfail(
-    reason="its timer outlives a cancelled wait, and stops who has the descriptor by then", raises=TimeoutError
-)
 def test_a_wait_that_is_given_up(line: Line) -> None:
     """Nothing of it is left: another socket that gets the same descriptor is watched."""
     descriptor = line.endpoint.socket.fileno()

@@ -207,10 +207,6 @@ def test_a_refused_client_keeps_its_reason(serve: Serve) -> None:
         assert server.record(stranger)["reason"] == "no_certificate"
 
 
-@pytest.mark.xfail(
-    reason="the timer of `_wait_for_the_question` outlives a cancelled task and stops another client's reading",
-    raises=TimeoutError,
-)
 def test_who_must_leave_takes_nobody_with_it(serve: Serve, client_credentials: CredentialFiles) -> None:
     """A stranger is closed while it is given time to ask: the client that gets its descriptor next is served."""
     server = serve(limits={"unauthenticated": 1})
