@@ -18,7 +18,7 @@ from aop_proxy.reasons import Reason
 
 MAX_RECORD_PLAINTEXT = 16384
 """RFC 8446 section 5.1."""
-MAX_WORDLESS_RECORDS = 512
+MAX_WORDLESS_RECORDS = 3000
 """Records without data (KeyUpdates: 10 to 30 us each) in one piece of ciphertext; nobody needs two."""
 UNRECOGNIZED_NAME_ALERT = bytes.fromhex("15 03 03 00 02 02 70")
 """A fatal unrecognized_name in clear (RFC 6066 section 3), for when nothing has been said yet."""

@@ -61,7 +61,6 @@ def test_five_visitors(capsys: Output, own_directory: Path) -> None:
     assert list(own_directory.iterdir()) == []
 
 
-@pytest.mark.xfail(reason="the address is asked with its brackets", raises=OSError)
 def test_on_ipv6(capsys: Output) -> None:
     """`--listen [::1]:0` works as well."""
     assert demo.run("[::1]:0", once=True) == 0

@@ -14,7 +14,7 @@ from aop_proxy.poller import EVENTS_PER_TURN, EpollPoller, LoopPoller, Poller, m
 from in_process import LoopThread, tcp_pair, watching
 
 OWN_UNDER_UVLOOP = "uvloop-own"
-SOON = 0.05
+SOON = 0.03
 """Seconds in which something that must not happen would have happened."""
 
 

@@ -29,7 +29,7 @@ SMALL, LARGE = 32 * 1024, 1024 * 1024
 """Socket buffers, before the kernel doubles them: small so that back-pressure comes soon, large to end it fast."""
 ENDLESS, HELD = 50 << 20, 6 << 20
 """More than anybody may take, and what the kernel and one buffer of ours may hold."""
-SOON = 0.1
+SOON = 0.06
 """Seconds in which something that must not happen would have happened."""
 
 

@@ -360,13 +360,13 @@ def test_idle_connections_end(serve: Serve, clients: Clients, spoken: bool) -> N
 def test_who_moves_is_not_idle(serve: Serve, clients: Clients, backend: RecordingBackend) -> None:
     """A byte now and then in one direction is enough."""
     backend.behaviour = never_answer
-    server = serve(timeouts={"idle": 0.3})
+    server = serve(timeouts={"idle": 0.2})
     client = clients(server)
     ticks = threading.Event()
     for number in range(6):
         client.send(b"x")
         backend.wait_for_connection().wait_until(lambda number=number: len(backend.received) > number)  # type: ignore[misc]
-        ticks.wait(0.1)
+        ticks.wait(0.06)
     assert server.events("connection") == []
 
 

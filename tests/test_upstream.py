@@ -17,7 +17,7 @@ from aop_proxy.reasons import Reason
 from aop_proxy.upstream import dial
 from in_process import POLLERS, LoopThread, watching
 
-HURRY = 0.15
+HURRY = 0.08
 """Seconds: a deadline that is meant to pass."""
 UNREACHABLE, TIMEOUT = Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT
 
