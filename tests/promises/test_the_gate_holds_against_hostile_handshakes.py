@@ -385,7 +385,7 @@ def test_nothing_but_key_updates(
         with contextlib.suppress(OSError):
             visitor.send(b"".join(visitor.client.key_update(answer=False) for _ in range(20_000)))
         assert_others_are_served(proxy, client_credentials)
-        assert proxy.connection_record(visitor.port)["reason"] == "closed"
+        assert proxy.connection_record(visitor.port)["reason"] == "client_reset"
     assert len(backend.connections) == 1
 
 
