@@ -321,6 +321,8 @@ def test_a_reload_while_a_worker_is_being_replaced(
         reload(proxy, {**config, "workers": 2, "sites": [{**site, "hosts": ["other.example"]}]})
         assert proxy.log.wait_until(lambda: bool(proxy.events("reloaded") or proxy.events("reload_failed")), PATIENCE)
         assert proxy.events("reload_failed") == []
+        while {record["worker"] for record in proxy.events("connection", generation=2)} != {1, 2}:
+            assert ask(proxy.address, client_context(client_credentials)).status == 421
 
 
 def test_a_reload_where_the_working_directory_is_gone(site: Config, tmp_path: Path) -> None:
