@@ -7,6 +7,7 @@ import pwd
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -247,10 +248,16 @@ async def test_signals_are_the_parents(
 # What it may do
 
 
-async def test_takes_all_the_descriptors_it_may_have(worker: Employer, bundle: Bundle) -> None:
+async def test_takes_all_the_descriptors_it_may_have(bundle: Bundle) -> None:
     """The soft limit is raised to the hard one."""
-    await worker.employ(bundle)
-    assert worker.descriptor_limits() == [str(resource.getrlimit(resource.RLIMIT_NOFILE)[1])] * 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+    try:
+        async with hire() as worker:
+            await worker.employ(bundle)
+            assert worker.descriptor_limits() == [str(hard)] * 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_nothing_in_the_working_directory_is_loaded(
@@ -276,11 +283,21 @@ async def test_no_file_takes_the_keys(
     assert not await asyncio.to_thread((tmp_path / "keys").exists)
 
 
-async def test_is_not_dumpable(worker: Employer, bundle: Bundle) -> None:
-    """Another process of the same user cannot open its pipe, nor read its memory: its files in /proc are root's."""
-    await worker.employ(bundle)
-    assert worker.status()["Uid"] == [str(os.getuid())] * 4
-    assert os.stat(f"/proc/{worker.pid}/fd").st_uid == 0
+SHOW_DUMPABLE = """
+import ctypes
+from aop_proxy import worker
+def dumpable(): return ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+print(dumpable(), worker._drop_privileges(None), dumpable())
+"""
+
+
+async def test_is_not_dumpable() -> None:
+    """Without another user to become, too: no process of the same user can open its pipe, nor read its memory."""
+    root = str(Path(__file__).parents[1])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SHOW_DUMPABLE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+    )
+    assert (await process.communicate())[0] == b"1 None 0\n"
 
 
 @needs_root
