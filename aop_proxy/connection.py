@@ -135,12 +135,14 @@ class Connection:
             return await self._explain(outcome, upstream, first)
         end, address = upstream
         self.record.upstream = address.url
-        with end:
-            self._relay = Relay(self._server.poller, self._server.buffers, outcome.session, self._client.socket, end)
-            self._relay.start(first, self._proxy_header(outcome, address))
+        relay = Relay(self._server.poller, self._server.buffers, outcome.session, self._client.socket, end)
+        try:
+            relay.start(first, self._proxy_header(outcome, address))
             del outcome, first  # it may be long, and the connection may live for days
-            relay = await self._forwarded(self._relay)
+            await self._forward(relay)
+        finally:
             self._server.poller.forget(end.fileno())
+            end.close()
         reason = relay.finished.result()
         return await self._last_words(b"", reason) if relay.client_may_be_sending else reason
 
@@ -286,12 +288,12 @@ class Connection:
         alpn = (accepted.alpn or "").encode()
         return proxy_protocol.encode_v2(replace(header, alpn=alpn, authority=self.record.sni or "", tls=tls))
 
-    async def _forwarded(self, relay: Relay) -> Relay:
+    async def _forward(self, relay: Relay) -> None:
+        self._relay = relay
         await relay.finished
         self.record.bytes_from_client = relay.bytes_from_client
         self.record.bytes_from_upstream = relay.bytes_from_upstream
         self._relay = None
-        return relay
 
     async def _turn_away(self, refused: Refused) -> Reason:
         """Say why in a sealed page if that is allowed, else with OpenSSL's alert; one of the two, never both."""

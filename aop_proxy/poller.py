@@ -120,10 +120,15 @@ class EpollPoller:
         for descriptor, events in self._epoll.poll(0, EVENTS_PER_TURN):
             # A call before may have closed this descriptor, and another connection may bear its number now: that one
             # is then asked once in vain, which it takes as not ready.
-            if events == _READABLE and descriptor in readers:
-                readers[descriptor]()
-            else:
-                self._dispatch_rarer(descriptor, events)
+            try:
+                if events == _READABLE and descriptor in readers:
+                    readers[descriptor]()
+                else:
+                    self._dispatch_rarer(descriptor, events)
+            except Exception as bug:  # noqa: BLE001 - costs one connection: called again it would raise again, for ever
+                self.stop_reading(descriptor)
+                self.stop_writing(descriptor)
+                self.loop.call_exception_handler({"message": "a callback failed", "exception": bug})
 
     def _dispatch_rarer(self, descriptor: int, events: int) -> None:
         """Errors and hang-ups wake whoever waits; what nobody wants to know any more is asked for no longer."""

@@ -9,8 +9,10 @@ import errno
 import functools
 import resource
 import socket
+import traceback
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from aop_proxy.connection import Connection
 from aop_proxy.endpoint import Listener, format_address
@@ -64,7 +66,7 @@ class Server:
         self._records = ConnectionLog(log, number, snapshot.settings.log.refusals_per_second)
         self.buffers = Buffers()
         self.poller = make_poller(loop)
-        self.draining = False
+        loop.set_exception_handler(self._tell_of_a_bug)
         self._listeners: list[Listener] = []
         self._silent: dict[Connection, None] = {}
         self._handshaking: dict[Connection, None] = {}
@@ -88,6 +90,11 @@ class Server:
         """Begin to accept on non-blocking listening sockets, which are this server's to close."""
         self._listeners = listeners
         self._resume()
+
+    def _tell_of_a_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        bug = context.get("exception")
+        told = traceback.format_exception(bug) if isinstance(bug, BaseException) else [str(context.get("message"))]
+        self.log.event("error", "internal_error", traceback="".join(told).splitlines()[-12:])
 
     # What a connection tells.
 
@@ -182,7 +189,6 @@ class Server:
 
     async def drain(self) -> int:
         """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""
-        self.draining = True
         for listener in self._listeners:
             self._acceptable(listener, EVERYBODY)  # who is in the queue by now has been promised a connection
             self.poller.forget(listener.socket.fileno())
