@@ -86,6 +86,7 @@ def _check(arguments: argparse.Namespace) -> int:
     advice: tuple[Problem, ...] = ()
     try:
         bundle, problems = files.read_what_can_be_read(flags.load_arguments(arguments))
+        problems += _user_problems(bundle.settings.user)
         advice = snapshot.build(bundle, 1, tls.open_key_log(bundle.settings)).advice
     except ConfigurationError as error:
         problems += error.problems
@@ -94,6 +95,17 @@ def _check(arguments: argparse.Namespace) -> int:
     for one in advice:
         print(f"advice: {_named(one, arguments)}")
     return ExitCode.BAD_CONFIGURATION if problems else 0
+
+
+def _user_problems(user: str | None) -> tuple[Problem, ...]:
+    from aop_proxy.worker import find_user  # here, since the parent of `run` is to stay free of what a worker needs
+
+    try:
+        if user is not None:
+            find_user(user)
+    except ConfigurationError as error:
+        return error.problems
+    return ()
 
 
 def _demo(arguments: argparse.Namespace) -> int:

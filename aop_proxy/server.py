@@ -123,6 +123,9 @@ class Server:
     def _count(self) -> int:
         return len(self._silent) + len(self._handshaking) + len(self._admitted)
 
+    def _everybody(self) -> list[Connection]:
+        return [*self._silent, *self._handshaking, *self._admitted]
+
     # Accepting.
 
     def _resume(self) -> None:
@@ -177,7 +180,7 @@ class Server:
             active_at = connection.active_at()
             if active_at is not None and now - active_at >= idle:
                 connection.end(Reason.IDLE_TIMEOUT)
-        for connection in [*self._silent, *self._handshaking, *self._admitted]:
+        for connection in self._everybody():
             if connection.deadline is not None and now >= connection.deadline:
                 connection.give_up()
         if now >= self._next_suppressed:
@@ -203,7 +206,7 @@ class Server:
                     await self._empty.wait()
             except TimeoutError:
                 continue
-        cut = self._count()
+        cut = sum(connection.ended_by_us is None for connection in self._everybody())
         await self.stop(Reason.DRAIN_TIMEOUT)
         return cut
 
@@ -222,7 +225,7 @@ class Server:
         """Cut every connection now."""
         self._sweeping.cancel()
         while self._count():  # the second time round cuts short those that linger
-            for connection in [*self._silent, *self._handshaking, *self._admitted]:
-                connection.end(reason)
+            for connection in self._everybody():
+                connection.end(connection.ended_by_us or reason)
             await asyncio.sleep(0.01)
         self._records.write_suppressed()

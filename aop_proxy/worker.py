@@ -103,17 +103,23 @@ class Worker:
         self._prepared = None
 
 
+def find_user(user: str) -> pwd.struct_passwd:
+    """Look a user up by name or number; ConfigurationError if there is none."""
+    try:
+        return pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigurationError(Problem("user", f"there is no user {user!r} on this machine")) from None
+
+
 def _drop_privileges(user: str | None) -> None:
     """Become `user` for good, and readable by no other process of that user's (the secrets in our pipe above all)."""
     if user is not None:
+        entry = find_user(user)
         try:
-            entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
             if os.getuid() != entry.pw_uid:
                 os.initgroups(entry.pw_name, entry.pw_gid)
                 os.setgid(entry.pw_gid)
                 os.setuid(entry.pw_uid)
-        except KeyError as error:
-            raise ConfigurationError(Problem("user", f"there is no user {user!r} on this machine")) from error
         except OSError as error:
             raise ConfigurationError(Problem("user", f"cannot become {user!r}: {error.strerror}")) from error
     if sys.platform == "linux":

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from actors import PATIENCE
 from aop_proxy.channel import MAX_MESSAGE, Channel, Command, Commit, Drain, Prepare, Reply
 from aop_proxy.model import Bundle, Listen, Settings, Site, Upstream
 
@@ -27,7 +28,8 @@ async def conversation() -> AsyncIterator[tuple[Channel, Channel]]:
     ours, theirs = socket.socketpair()
     parent, worker = await Channel.open(ours), await Channel.open(theirs)
     try:
-        yield parent, worker
+        async with asyncio.timeout(PATIENCE):
+            yield parent, worker
     finally:
         for end in (parent, worker):
             end.close()

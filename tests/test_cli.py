@@ -160,7 +160,6 @@ def test_check_gives_advice(site: dict[str, Any], tmp_path: Path, capsys: Output
     assert line.startswith("advice: sites[0].clients.ca: Cloudflare's shared CA")
 
 
-@pytest.mark.xfail(reason="only a worker looks for the user", raises=AssertionError)
 def test_check_knows_the_users_of_this_machine(site: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
     """A start that would fail for its `user` fails in `check` already."""
     path = write(tmp_path, site, user="nobody-of-this-name")

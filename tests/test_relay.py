@@ -18,7 +18,7 @@ from actors import PATIENCE, TlsClient, client_context, reset
 from aop_proxy import snapshot
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
-from aop_proxy.relay import MAX_UNASKED, RECEIVE, Buffers, Relay
+from aop_proxy.relay import MAX_UNASKED, MAX_WORDLESS, RECEIVE, Buffers, Relay
 from aop_proxy.snapshot import Snapshot
 from aop_proxy.tls import Accepted, TlsSession
 from certificates import Authority, CredentialFiles
@@ -523,6 +523,15 @@ def test_answers_to_key_updates_are_bounded(updating: Updating) -> None:
             updating.sock.sendall(flood + updating.tls.application_data(b"x"))
     assert updating.line.finished() is Reason.CLIENT_RESET
     assert len(updating.line.relay._client_backlog) <= RECEIVE + 100 * 22 + 2 * MAX_UNASKED
+
+
+def test_only_so_much_without_a_word(updating: Updating) -> None:
+    """A client that keeps us busy with KeyUpdates that nobody answers, and says nothing, is reset."""
+    updating.sock.sendall(updating.tls.application_data(b"a word"))
+    assert updating.line.backend_receives(6) == b"a word"
+    with contextlib.suppress(OSError):
+        updating.sock.sendall(b"".join(updating.tls.key_update(answer=False) for _ in range(2 * MAX_WORDLESS // 26)))
+    assert updating.line.finished() is Reason.CLIENT_RESET
 
 
 def test_a_key_update_after_our_close_notify(updating: Updating) -> None:

@@ -540,7 +540,6 @@ def test_stop_cuts_whatever_there_is(serve: Serve, clients: Clients, backend: Re
         server.record(stranger)
 
 
-@pytest.mark.xfail(reason="who lingers over its page counts as cut, and as `drain_timeout`", raises=AssertionError)
 def test_a_stranger_that_lingers_is_no_connection_cut(serve: Serve) -> None:
     """At the end a refused client that has its page keeps its reason, and does not make the exit code 1."""
     server = serve(timeouts={"drain": 0.2, "linger": 20})

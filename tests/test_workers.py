@@ -441,7 +441,6 @@ def test_a_signal_during_the_start(site: Config) -> None:
     assert log.stray == []
 
 
-@pytest.mark.xfail(reason="the reply to a question that was given up is taken for the next one's", strict=False)
 def test_told_to_end_while_a_worker_is_replaced(config: Config) -> None:
     """A worker that is just building its first snapshot is no reason for anything but log lines."""
     with Proxy(config) as proxy:
