@@ -59,6 +59,8 @@ class WorkerProcess:
         self.process = process
         self._channel = channel
         self._asking = asyncio.Lock()
+        self._owed = 0
+        """Replies to come; more than one where a question was given up before its own came."""
         self.started = asyncio.get_running_loop().time()
 
     @classmethod
@@ -81,7 +83,12 @@ class WorkerProcess:
             try:
                 async with asyncio.timeout(patience):
                     await self._channel.send_command(command)
-                    return await self._channel.receive_reply()
+                    self._owed += 1
+                    while True:
+                        reply = await self._channel.receive_reply()
+                        self._owed -= 1
+                        if reply is None or not self._owed:
+                            return reply
             except ConnectionError:
                 return None
             except TimeoutError:

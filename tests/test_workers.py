@@ -314,10 +314,13 @@ def test_a_reload_while_a_worker_is_being_replaced(
     """A worker that is dead for a moment is no reason to keep the old configuration."""
     with Proxy({**config, "workers": 2}) as proxy:
         for number in (1, 2):  # the second death is followed by a pause
-            os.kill(proxy.worker_pids[-1] if number == 2 else proxy.worker_pids[0], signal.SIGKILL)
+            worker = [event["pid"] for event in proxy.events("worker_started", worker=1)][-1]
+            served = len(proxy.events("connection", worker=1))
+            while len(proxy.events("connection", worker=1)) == served:
+                assert is_served(proxy, client_credentials)
+            os.kill(worker, signal.SIGKILL)
             proxy.wait_for("worker_exited", count=number)
-            if number == 1:
-                proxy.wait_for("worker_started", count=3)
+            proxy.wait_for("worker_started", count=3) if number == 1 else None
         reload(proxy, {**config, "workers": 2, "sites": [{**site, "hosts": ["other.example"]}]})
         assert proxy.log.wait_until(lambda: bool(proxy.events("reloaded") or proxy.events("reload_failed")), PATIENCE)
         assert proxy.events("reload_failed") == []
