@@ -69,7 +69,7 @@ async def _connect(
         if code in (errno.EALREADY, errno.EINPROGRESS, errno.EAGAIN):
             async with asyncio.timeout(deadline):
                 code = await _connected(poller, end, address, code)
-        if code:
+        if code not in (0, errno.EISCONN):  # the second is how some systems say that it is done
             raise OSError(code, os.strerror(code))
     except BaseException:
         poller.forget(end.fileno())

@@ -5,6 +5,7 @@ is running, drops its privileges before it hears of any client, and ends when th
 """
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
@@ -127,7 +128,8 @@ def _drop_privileges(user: str | None) -> None:
 
 
 async def _main(channel: int, log: int, number: int, listeners: list[Listener]) -> None:
-    await Worker(await Channel.open(socket.socket(fileno=channel)), log, number, listeners).serve()
+    with contextlib.suppress(ConnectionError):  # the parent is gone, and so is whoever would hear of it
+        await Worker(await Channel.open(socket.socket(fileno=channel)), log, number, listeners).serve()
 
 
 def main() -> None:
