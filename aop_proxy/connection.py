@@ -276,9 +276,7 @@ class Connection:
             return proxy_protocol.encode_v2(header)
         names = read_identity(accepted.certificate).common_names
         tls = proxy_protocol.Tls(
-            client=proxy_protocol.PP2_CLIENT_SSL
-            | proxy_protocol.PP2_CLIENT_CERT_CONN
-            | proxy_protocol.PP2_CLIENT_CERT_SESS,
+            client=proxy_protocol.VERIFIED_CLIENT,
             verify=0,
             version="TLSv1.3",
             common_name=names[0] if names else "",

@@ -21,7 +21,7 @@ import termios
 
 from aop_proxy.endpoint import MORE_FOLLOWS
 from aop_proxy.poller import Poller
-from aop_proxy.reasons import Reason
+from aop_proxy.reasons import Reason, Verdict
 from aop_proxy.tls import MAX_RECORD_PLAINTEXT, TlsSession
 
 RECEIVE = 256 * 1024
@@ -117,7 +117,13 @@ class Relay:
         return bool(self._client_backlog or self._upstream_backlog)
 
     def stop(self, reason: Reason) -> None:
-        """End now: a truthful close_notify and FIN to the client, a FIN to the upstream."""
+        """End now: close_notify and FIN to the client and a FIN to the upstream, or a reset if it is no good end.
+
+        Who is cut in the middle must not take what it has for the whole.
+        """
+        if reason.verdict is Verdict.FAILED:
+            self._reset_both(reason)
+            return
         self._reason = reason
         if not self._upstream_ended:
             self._end_upstream()

@@ -5,6 +5,7 @@ session tickets where an option of theirs can say so (the load never resumes, a 
 access log (ours is on, as a user runs it), and one worker. Beside each option stands why a user would set it.
 """
 
+import abc
 import contextlib
 import os
 import re
@@ -39,7 +40,7 @@ class Setting:
         return path
 
 
-class Contender:
+class Contender(abc.ABC):
     """A program that terminates mTLS: how it is called, started and installed."""
 
     name: ClassVar[str]
@@ -52,13 +53,13 @@ class Contender:
     same_job: ClassVar[bool] = True
     """What it does is what we do, so that we can be compared."""
 
+    @abc.abstractmethod
     def version(self) -> str | None:
         """Its version, or None if it is not installed."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def command(self, setting: Setting) -> list[str]:
         """Write what it needs into `setting.directory` and return the command that runs it in the foreground."""
-        raise NotImplementedError
 
     def environment(self, setting: Setting) -> dict[str, str]:  # noqa: ARG002 - one of them needs it
         """What is added to the environment."""
