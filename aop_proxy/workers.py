@@ -20,6 +20,7 @@ from aop_proxy.channel import Channel, Command, Commit, Drain, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
+from aop_proxy.processors import usable_cpus
 
 QUICK_DEATH = 10.0
 """Seconds: a worker that lived longer than this died of something new."""
@@ -278,13 +279,6 @@ class Parent:
 
 async def _first(*things: asyncio.Future[Any], timeout: float | None = None) -> None:
     await asyncio.wait(things, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _refuse_what_needs_a_restart(old: Settings, new: Settings) -> None:

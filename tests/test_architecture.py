@@ -22,7 +22,7 @@ ROOMS = {
     "log": "log telemetry",
     "OpenSSL": "credentials farewell tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
-    "many connections": "listeners server channel worker workers admin",
+    "many connections": "processors listeners server channel worker workers admin",
     "people": "probe zone_certificates demo cli __main__",
 }
 """A module imports only from those that stand before it."""
@@ -125,6 +125,7 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("connection", "config flags files credentials workers worker channel"),
         ("server", "tls pages policy identity upstream"),
         ("listeners", "server worker channel"),
+        ("processors", "model"),
         ("workers", "tls snapshot connection server relay credentials"),
         ("telemetry", "tls relay connection policy"),
         ("log", "telemetry reasons"),
