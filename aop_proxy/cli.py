@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import aop_proxy
-from aop_proxy import files, flags, schema
+from aop_proxy import files, flags, privileges, schema
 from aop_proxy.listeners import BindError
 from aop_proxy.log import Log, open_descriptor
 from aop_proxy.model import Bundle, ConfigurationError, Problem
@@ -98,11 +98,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _user_problems(user: str | None) -> tuple[Problem, ...]:
-    from aop_proxy.worker import find_user  # here, since the parent of `run` is to stay free of what a worker needs
-
     try:
         if user is not None:
-            find_user(user)
+            privileges.find_user(user)
     except ConfigurationError as error:
         return error.problems
     return ()

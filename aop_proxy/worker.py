@@ -6,10 +6,8 @@ is running, drops its privileges before it hears of any client, and ends when th
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import os
-import pwd
 import resource
 import signal
 import socket
@@ -19,7 +17,8 @@ from aop_proxy import snapshot
 from aop_proxy.channel import Channel, Commit, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
-from aop_proxy.model import ConfigurationError, Problem
+from aop_proxy.model import ConfigurationError
+from aop_proxy.privileges import drop_privileges
 from aop_proxy.reasons import Reason
 from aop_proxy.server import Server
 from aop_proxy.tls import KeyLog, open_key_log
@@ -28,8 +27,6 @@ try:
     import uvloop as loops
 except ImportError:  # no wheel for this Python or system yet: slower, and otherwise the same
     loops = asyncio  # type: ignore[misc]
-
-_PR_SET_DUMPABLE = 4
 
 
 class Worker:
@@ -78,7 +75,7 @@ class Worker:
     def _prepare(self, command: Prepare) -> Reply:
         try:
             if self._has_privileges:
-                _drop_privileges(command.bundle.settings.user)
+                drop_privileges(command.bundle.settings.user)
                 self._has_privileges = False
                 self._key_log = open_key_log(command.bundle.settings)
             self._prepared = snapshot.build(
@@ -102,29 +99,6 @@ class Worker:
         else:
             self._server.switch(self._prepared)
         self._prepared = None
-
-
-def find_user(user: str) -> pwd.struct_passwd:
-    """Look a user up by name or number; ConfigurationError if there is none."""
-    try:
-        return pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except KeyError:
-        raise ConfigurationError(Problem("user", f"there is no user {user!r} on this machine")) from None
-
-
-def _drop_privileges(user: str | None) -> None:
-    """Become `user` for good, and readable by no other process of that user's (the secrets in our pipe above all)."""
-    if user is not None:
-        entry = find_user(user)
-        try:
-            if os.getuid() != entry.pw_uid:
-                os.initgroups(entry.pw_name, entry.pw_gid)
-                os.setgid(entry.pw_gid)
-                os.setuid(entry.pw_uid)
-        except OSError as error:
-            raise ConfigurationError(Problem("user", f"cannot become {user!r}: {error.strerror}")) from error
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 async def _main(channel: int, log: int, number: int, listeners: list[Listener]) -> None:

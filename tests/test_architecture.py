@@ -22,7 +22,7 @@ ROOMS = {
     "log": "log telemetry",
     "OpenSSL": "credentials farewell tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
-    "many connections": "processors listeners server channel worker workers admin",
+    "many connections": "processors listeners server channel privileges worker workers admin",
     "people": "probe zone_certificates demo cli __main__",
 }
 """A module imports only from those that stand before it."""
