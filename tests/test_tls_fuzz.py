@@ -8,7 +8,6 @@ import contextlib
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -19,7 +18,8 @@ from aop_proxy.reasons import Reason
 from aop_proxy.tls import Accepted, KeyLog, NameReader, Refused
 from certificates import REFUSED, Authority, CredentialFiles, Credentials, make_key
 from encounter import Encounter, Judge, chain_of, der
-from tls13 import SUITES, Group, ProtocolViolation, Tls13Client, split_records
+from spoil import ALERT_IN_CLEAR, CHANGES, COMPATIBILITY, insert, pieces
+from tls13 import SUITES, Group, ProtocolViolation, Tls13Client
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """A flipped bit makes a name that is not ASCII, of which CPython tells `sys.unraisablehook`."""
@@ -35,50 +35,17 @@ TOLD = {
 Spoil = Callable[[bytes], bytes]
 
 
-def flip(wire: bytes, position: int) -> bytes:
-    spoilt = bytearray(wire)
-    if spoilt:
-        spoilt[position // 8 % len(spoilt)] ^= 1 << position % 8
-    return bytes(spoilt)
-
-
-def cut_off(wire: bytes, position: int) -> bytes:
-    return wire[: position % (len(wire) + 1)]
-
-
-def leave_out(wire: bytes, position: int) -> bytes:
-    at = position % (len(wire) + 1)
-    return wire[:at] + wire[at + 1 + position % 7 :]
-
-
-def exchange_records(wire: bytes, position: int) -> bytes:
-    records, rest = split_records(wire)
-    if len(records) > 1:
-        at = position % (len(records) - 1)
-        records[at], records[at + 1] = records[at + 1], records[at]
-    return b"".join(records) + rest
-
-
-def double_record(wire: bytes, position: int) -> bytes:
-    records, rest = split_records(wire)
-    if records:
-        records.insert(position % len(records), records[position % len(records)])
-    return b"".join(records) + rest
-
-
 def spoilers() -> st.SearchStrategy[Spoil]:
     """One thing or several done to what is on the wire, or nothing."""
     positions = st.integers(0, 1 << 16)
     changes = st.builds(
         lambda change, position: lambda wire: change(wire, position),
-        st.sampled_from([flip, cut_off, leave_out, exchange_records, double_record]),
+        st.sampled_from(CHANGES),
         positions,
     )
-    noise = st.one_of(
-        st.binary(max_size=64), st.sampled_from([b"\x14\x03\x03\x00\x01\x01", b"\x15\x03\x03\x00\x02\x02\x28"])
-    )
+    noise = st.one_of(st.binary(max_size=64), st.sampled_from([COMPATIBILITY, ALERT_IN_CLEAR]))
     insertions = st.builds(
-        lambda at, added: lambda wire: wire[: at % (len(wire) + 1)] + added + wire[at % (len(wire) + 1) :],
+        lambda at, added: lambda wire: insert(wire, at, added),
         positions,
         noise,
     )
@@ -96,12 +63,6 @@ def spoilers() -> st.SearchStrategy[Spoil]:
 
 
 cuts = st.lists(st.integers(0, 4096), max_size=5)
-
-
-def pieces(wire: bytes, at: list[int]) -> Iterator[bytes]:
-    """The wire as TCP may deliver it."""
-    marks = sorted({0, len(wire), *(position % (len(wire) + 1) for position in at)})
-    return (wire[start:end] for start, end in pairwise(marks))
 
 
 @pytest.fixture(scope="module")
