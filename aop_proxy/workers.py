@@ -6,37 +6,23 @@ switch. Standard library and the configuration model only. Must not know connect
 
 import asyncio
 import itertools
-import os
 import signal
-import socket
-import sys
-from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
 from aop_proxy import listeners
-from aop_proxy.channel import Channel, Command, Commit, Drain, Prepare, Reply
+from aop_proxy.channel import Commit, Drain, Prepare
 from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 from aop_proxy.processors import usable_cpus
+from aop_proxy.worker_process import WorkerProcess
 
 QUICK_DEATH = 10.0
 """Seconds: a worker that lived longer than this died of something new."""
 MAX_QUICK_DEATHS = 8
 RESTART_PAUSE_MIN, RESTART_PAUSE_MAX = 0.1, 2.0
-_WORKER = f"""
-import sys
-sys.path.append({os.path.dirname(os.path.dirname(os.path.abspath(__file__)))!r})
-from aop_proxy.worker import main
-main()
-"""
-"""What a worker runs: this package, with -P, so that no file in the working directory can pass for a module."""
-ASK_PATIENCE = 60.0
-"""Seconds that a worker has to build a snapshot: far more than a thousand sites take."""
-END_PATIENCE = 1.0
-"""Seconds that a worker whose parent hung up has to end."""
 DRAIN_GRACE = 5.0
 """Seconds past the drain deadline until a worker that does not answer is killed."""
 
@@ -49,61 +35,6 @@ class ExitCode(IntEnum):
     BAD_CONFIGURATION = 2
     WORKERS_KEEP_DYING = 3
     CANNOT_BIND = 4
-
-
-class WorkerProcess:
-    """One worker, as the parent sees it."""
-
-    def __init__(self, number: int, process: Process, channel: Channel) -> None:
-        """Take a process that was just started; see `start`."""
-        self.number = number
-        self.process = process
-        self._channel = channel
-        self._asking = asyncio.Lock()
-        self._owed = 0
-        """Replies to come; more than one where a question was given up before its own came."""
-        self.started = asyncio.get_running_loop().time()
-
-    @classmethod
-    async def start(cls, number: int, log_descriptor: int, own_listeners: Sequence[Listener]) -> "WorkerProcess":
-        """Exec a worker that holds these listeners."""
-        ours, theirs = socket.socketpair()
-        descriptors = [listener.socket.fileno() for listener in own_listeners]
-        places = [f"{listener.socket.fileno()}:{listener.place}" for listener in own_listeners]
-        arguments = [theirs.fileno(), log_descriptor, number, *places]
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-c", _WORKER, *map(str, arguments),
-                stdin=DEVNULL, pass_fds=[theirs.fileno(), log_descriptor, *descriptors],
-            )  # fmt: skip
-        return cls(number, process, await Channel.open(ours))
-
-    async def ask(self, command: Command, patience: float = ASK_PATIENCE) -> Reply | None:
-        """Send a command and wait for its reply; None if the worker died over it, or is past answering."""
-        async with self._asking:  # a reply belongs to the command before it
-            try:
-                async with asyncio.timeout(patience):
-                    await self._channel.send_command(command)
-                    self._owed += 1
-                    while True:
-                        reply = await self._channel.receive_reply()
-                        self._owed -= 1
-                        if reply is None or not self._owed:
-                            return reply
-            except ConnectionError:
-                return None
-            except TimeoutError:
-                self.process.kill()
-                return None
-
-    async def end(self) -> None:
-        """Close the channel, over which a worker that still lives ends, and see that it does."""
-        self._channel.close()
-        try:
-            await asyncio.wait_for(self.process.wait(), END_PATIENCE)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
 
 
 class Parent:

@@ -18,7 +18,7 @@ from actors import GET_AND_CLOSE, HELLO, PATIENCE, Event, RecordingBackend, TlsC
 from aop_proxy.channel import Commit, Drain, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.model import Bundle
-from aop_proxy.workers import WorkerProcess
+from aop_proxy.worker_process import WorkerProcess
 from certificates import CredentialFiles
 from in_process import make_bundle
 
