@@ -60,6 +60,7 @@ def _settings(configuration: ConfigurationPart) -> Settings:
             for entry in configuration.listen
         ),
         sites=tuple(_site(site) for site in configuration.sites),
+        enforcement=configuration.enforcement,
         refusal=configuration.refusal,
         unknown_hosts=configuration.unknown_hosts,
         workers=configuration.workers,

@@ -1,7 +1,7 @@
 """One client, from accept to its record: the order of events, and nothing of how any step works.
 
 accept -> [first bytes -> name -> handshake] under one deadline -> identity -> policy -> a page, or first byte ->
-dial -> relay -> exactly one record. No byte of a client's reaches `dial` before `_judge` has let it pass.
+dial -> relay -> exactly one record. No byte of a client's reaches `dial` before `_decide` has let it pass.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from aop_proxy.endpoint import MORE_FOLLOWS, Endpoint, format_address
 from aop_proxy.farewell import Buffer, seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
 from aop_proxy.model import Dial, Upstream
+from aop_proxy.policy import OVERLOOKED
 from aop_proxy.reasons import Reason
 from aop_proxy.relay import MAX_WORDLESS, Relay
 from aop_proxy.snapshot import Gate, Snapshot
@@ -107,6 +108,10 @@ class Connection:
         silent = Reason.HANDSHAKE_TIMEOUT if self.heard else Reason.CLIENT_SILENT
         self.end(self.ended_by_us or silent)
 
+    @property
+    def _is_observing(self) -> bool:
+        return self._settings.enforcement == "observe"
+
     def idle_since(self) -> float | None:
         """When the client, accepted and with nothing owed to it, was last heard or spoken to; None while it is busy."""
         if self._relay is None:
@@ -122,7 +127,7 @@ class Connection:
         self.deadline = None
         if isinstance(outcome, Refused):
             return await self._turn_away(outcome)
-        refusal = self._judge(outcome)
+        refusal = self._decide(outcome)
         if refusal is not None:
             return await self._explain(outcome, refusal, outcome.behind)
         site = self._gate.site
@@ -166,9 +171,14 @@ class Connection:
             index = self._snapshot.hosts.find(reader.server_name)
             if index is not None:
                 self._gate = self._snapshot.gates[index]
-            elif not reader.is_too_old and self._settings.unknown_hosts == "reject":
+            elif self._settings.unknown_hosts == "reject" and not (reader.is_too_old or self._is_observing):
                 return Refused(Reason.UNKNOWN_HOST, None, UNRECOGNIZED_NAME_ALERT)
-        session = TlsSession(self._gate.context, self._snapshot.quiet_context, self._snapshot.key_log)
+        session = TlsSession(
+            self._gate.context,
+            self._snapshot.quiet_context,
+            self._snapshot.key_log,
+            certificate_required=not self._is_observing,
+        )
         try:
             outcome = session.handshake(seen)
             while outcome is None:
@@ -217,19 +227,28 @@ class Connection:
         record.tls_version = "TLSv1.3" if outcome.cipher else None
         record.certificate = outcome.certificate
 
+    def _decide(self, accepted: Accepted) -> Reason | None:
+        """Let a client pass (None), or say why not. Where we only observe, our own rules are not held against it."""
+        refusal = self._judge(accepted)
+        is_overlooked = self._is_observing and refusal in OVERLOOKED
+        if refusal is not None and not is_overlooked:
+            return refusal
+        if not self._server.admit(self):
+            return Reason.TOO_MANY_CONNECTIONS
+        self.record.would_refuse = refusal
+        return None
+
     def _judge(self, accepted: Accepted) -> Reason | None:
-        """Decide about a client whose certificate OpenSSL has verified: None lets it pass."""
-        if self._snapshot.hosts.find(self.record.sni) is None:
-            return Reason.UNKNOWN_HOST
-        self.record.site = self._gate.name
+        """Decide by our own rules about a client whose certificate OpenSSL has verified: None lets it pass."""
+        is_known = self._snapshot.hosts.find(self.record.sni) is not None
+        self.record.site = self._gate.name if is_known else None
+        if accepted.certificate is None:
+            return Reason.NO_CERTIFICATE
         try:
             identity = read_identity(accepted.certificate)
         except UnreadableCertificate:
             return Reason.BAD_CERTIFICATE
-        refusal = self._gate.rules.decide(identity)
-        if refusal is None and not self._server.admit(self):
-            return Reason.TOO_MANY_CONNECTIONS
-        return refusal
+        return self._gate.rules.decide(identity) if is_known else Reason.UNKNOWN_HOST
 
     async def _first_plaintext(self, accepted: Accepted, when: Dial) -> bytes | None:
         """Wait for the client to say something, so that an idle connection holds no backend; None if it leaves."""
@@ -274,15 +293,16 @@ class Connection:
             return proxy_protocol.encode_v1(header)
         if upstream.proxy_protocol == "v2":
             return proxy_protocol.encode_v2(header)
-        names = read_identity(accepted.certificate).common_names
-        tls = proxy_protocol.Tls(
-            client=proxy_protocol.VERIFIED_CLIENT,
-            verify=0,
-            version="TLSv1.3",
-            common_name=names[0] if names else "",
-            cipher=accepted.cipher,
-            certificate=accepted.certificate,
-        )
+        tls = proxy_protocol.Tls(version="TLSv1.3", cipher=accepted.cipher)
+        if accepted.certificate is not None:
+            names = read_identity(accepted.certificate).common_names
+            tls = replace(
+                tls,
+                client=proxy_protocol.CLIENT_WITH_CERTIFICATE,
+                verify=proxy_protocol.NOT_ALLOWED if self.record.would_refuse else 0,
+                common_name=names[0] if names else "",
+                certificate=accepted.certificate,
+            )
         alpn = (accepted.alpn or "").encode()
         return proxy_protocol.encode_v2(replace(header, alpn=alpn, authority=self.record.sni or "", tls=tls))
 

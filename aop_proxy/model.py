@@ -104,6 +104,7 @@ class Settings:
 
     listen: tuple[Listen, ...]
     sites: tuple[Site, ...]
+    enforcement: Literal["enforce", "observe"] = "enforce"
     refusal: Literal["page", "alert"] = "page"
     unknown_hosts: Literal["page", "reject"] = "page"
     workers: int | None = None

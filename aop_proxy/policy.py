@@ -12,6 +12,8 @@ from aop_proxy.identity import Identity
 from aop_proxy.model import Clients
 from aop_proxy.reasons import Reason
 
+OVERLOOKED = frozenset({Reason.NO_CERTIFICATE, Reason.IDENTITY_NOT_ALLOWED, Reason.UNKNOWN_HOST})
+"""What `enforcement: observe` forwards all the same. Whatever OpenSSL has refused can be overruled by nobody."""
 _LDH_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 MAX_NAME = 253
 """RFC 1035 section 2.3.4: 255 octets on the wire, 253 as text."""

@@ -29,7 +29,9 @@ _SSL_TEXTS = {0x21: "version", 0x22: "common_name", 0x23: "cipher", 0x24: "signa
 _READ = frozenset({_ALPN, _AUTHORITY, _CRC32C, _UNIQUE_ID, _SSL, _SSL_CLIENT_CERT, *_SSL_TEXTS})
 """The types that mean something here: one of them twice means nothing. All others are skipped (section 2.2)."""
 PP2_CLIENT_SSL, PP2_CLIENT_CERT_CONN, PP2_CLIENT_CERT_SESS = 0x01, 0x02, 0x04
-VERIFIED_CLIENT = PP2_CLIENT_SSL | PP2_CLIENT_CERT_CONN | PP2_CLIENT_CERT_SESS
+CLIENT_WITH_CERTIFICATE = PP2_CLIENT_SSL | PP2_CLIENT_CERT_CONN | PP2_CLIENT_CERT_SESS
+NOT_ALLOWED = 50
+"""For `verify`: OpenSSL's X509_V_ERR_APPLICATION_VERIFICATION, a good certificate that our own rules do not accept."""
 
 
 @dataclass(frozen=True, slots=True)

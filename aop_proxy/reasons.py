@@ -15,6 +15,8 @@ class Verdict(StrEnum):
     """Our decision, before any byte was forwarded."""
     FAILED = "failed"
     """The network's or a peer's doing."""
+    WOULD_REFUSE = "would_refuse"
+    """Forwarded, since we only observe; no reason has it by itself."""
 
 
 class Reason(StrEnum):

@@ -251,6 +251,9 @@ class ConfigurationPart(Part):
     sites: list[SitePart] = _key(
         min_length=1, description="At least one site; names that none lists are judged by the first"
     )
+    enforcement: Literal["enforce", "observe"] = _key(
+        "enforce", description="observe lets in who shows no certificate, and only logs who would be refused"
+    )
     refusal: Literal["page", "alert"] = _key("page", description="What a refused client gets: a 400 page or an alert")
     unknown_hosts: Literal["page", "reject"] = _key(
         "page", description="What a client gets that asks for a host of no site: a 421 page or an alert"

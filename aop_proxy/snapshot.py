@@ -17,6 +17,11 @@ from aop_proxy.credentials import Findings
 from aop_proxy.model import CLOUDFLARE, Bundle, Clients, ConfigurationError, Problem, Settings, Site
 from aop_proxy.policy import HostTable, Rules
 
+_OBSERVING = (
+    "`observe` keeps nobody out who shows no certificate, or one that your rules do not list: set `enforce` and restart"
+    " once no line in the log says `would_refuse`"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -75,6 +80,8 @@ class _Builder:
     def build(self, generation: int) -> Snapshot:
         sites = self._settings.sites
         gates = [self._gate(f"sites[{index}]", site) for index, site in enumerate(sites)]
+        if self._settings.enforcement == "observe":
+            self._findings.advise("enforcement", _OBSERVING)
         if self._settings.refusal == "page" and self._key_log is None:
             self._findings.advise(
                 "refusal", "/dev/fd cannot be used here: refused clients get TLS alerts instead of pages that say why"
@@ -112,6 +119,7 @@ class _Builder:
                 site.alpn,
                 self._key_log,
                 remember_names=not self._reads_names_first,
+                observe=self._settings.enforcement == "observe",
             )
         except OSError as error:  # ssl.SSLError is one
             why = error.reason if isinstance(error, ssl.SSLError) else error.strerror

@@ -1,7 +1,7 @@
 """One record per connection -> one log line. Every name that such a line can hold stands in this file.
 
-Lines of refused and failed connections pass a token bucket, so that a scan does not fill a disk; what it held back is
-counted by reason. Must not know what it counts.
+Lines of connections that were not simply accepted pass a token bucket, so that a scan does not fill a disk; what it
+held back is counted by reason. Must not know what it counts.
 """
 
 import time
@@ -34,6 +34,8 @@ class ConnectionRecord:
     """Monotonic seconds."""
     generation: int
     reason: Reason = Reason.CLOSED
+    would_refuse: Reason | None = None
+    """Why a client that was forwarded would have been refused if we did not only observe."""
     site: str | None = None
     sni: str | None = None
     tls_version: str | None = None
@@ -44,12 +46,17 @@ class ConnectionRecord:
     bytes_from_client: int = 0
     bytes_from_upstream: int = 0
 
+    @property
+    def verdict(self) -> Verdict:
+        """What became of the connection."""
+        return Verdict.WOULD_REFUSE if self.would_refuse else self.reason.verdict
+
     def fields(self, now: float, worker: int) -> dict[str, Value]:
         """The record as a line's fields, in the order of the contract."""
         identity = self._identity()
         fields: dict[str, Value] = {
-            "verdict": self.reason.verdict,
-            "reason": self.reason,
+            "verdict": self.verdict,
+            "reason": self.would_refuse or self.reason,
             "client": self.client,
             "site": self.site,
             "sni": self.sni,
@@ -70,6 +77,8 @@ class ConnectionRecord:
             fields["not_before"] = identity.not_before.isoformat()
             fields["not_after"] = identity.not_after.isoformat()
             fields["our_clock"] = datetime.now(UTC).isoformat(timespec="seconds")
+        if self.would_refuse:
+            fields["ended"] = self.reason
         return fields
 
     def _identity(self) -> Identity | None:
@@ -100,8 +109,8 @@ class ConnectionLog:
         if not self._log.shows(level):
             return
         now = self._monotonic()
-        if record.reason.verdict is not Verdict.ACCEPTED and not self._take_token(now):
-            self._suppressed[record.reason] += 1
+        if record.verdict is not Verdict.ACCEPTED and not self._take_token(now):
+            self._suppressed[record.would_refuse or record.reason] += 1
             return
         self._log.event(level, "connection", **record.fields(now, self._worker))
 

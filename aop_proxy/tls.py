@@ -1,8 +1,8 @@
 """OpenSSL: settings -> contexts, and one connection's TLS session: bytes in, bytes and plaintext out.
 
-Every context made here is CERT_REQUIRED and TLS 1.3 only; `_assert_closed` holds each to it. OpenSSL verifies, and its
-errors become our closed set of reasons here and nowhere else. Whether a refused client may be told in words
-(`Sealing`) is decided here too, beside the evidence for it. Must not know connections.
+Every context made here is TLS 1.3 only and CERT_REQUIRED (`_assert_closed`), but for `observe`, which one line sets.
+OpenSSL verifies, and its errors become our closed set of reasons here and nowhere else. Whether a refused client may be
+told in words (`Sealing`) is decided here too, beside the evidence for it. Must not know connections.
 """
 
 import contextlib
@@ -133,11 +133,13 @@ def site_context(
     key_log: KeyLog | None,
     *,
     remember_names: bool,
+    observe: bool = False,
 ) -> ssl.SSLContext:
     """Make the context that judges one site's clients.
 
     `server_pem` holds chain and key, `authorities` the client CAs as DER, `revocation_lists` CRLs as PEM (empty: none
-    are checked). Raises ssl.SSLError for what OpenSSL does not load.
+    are checked). With `observe` a client need not show a certificate; one that it shows is verified all the same.
+    Raises ssl.SSLError for what OpenSSL does not load.
     """
     context = _closed_context(authorities)
     with _as_path(server_pem) as path:
@@ -152,6 +154,8 @@ def site_context(
     if key_log is not None:
         context.keylog_filename = key_log.path
     _assert_closed(context)
+    if observe:  # the one place where a context stops being closed
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 
@@ -270,8 +274,8 @@ class Accepted(NamedTuple):
     """A handshake in which OpenSSL has verified the client's certificate."""
 
     session: "TlsSession"
-    certificate: bytes
-    """DER of the leaf."""
+    certificate: bytes | None
+    """DER of the leaf; None if the client showed none, which only a session without `certificate_required` allows."""
     behind: bytes
     """What the client sent behind its Finished, still encrypted: to be decrypted first."""
     cipher: str
@@ -282,12 +286,24 @@ class TlsSession:
     """One TLS connection, as the server."""
 
     __slots__ = (
-        "_cut_header", "_feed", "_hello", "_incoming", "_key_log", "_missing", "_object", "_outgoing", "_quiet",
-        "_read", "_secret", "_secrets_seen", "_write", "client_ended", "has_answer", "server_name",
+        "_certificate_required", "_cut_header", "_feed", "_hello", "_incoming", "_key_log", "_missing", "_object",
+        "_outgoing", "_quiet", "_read", "_secret", "_secrets_seen", "_write", "client_ended", "has_answer",
+        "server_name",
     )  # fmt: skip
 
-    def __init__(self, context: ssl.SSLContext, quiet: ssl.SSLContext, key_log: KeyLog | None) -> None:
-        """Start a session of `context`, to be moved to `quiet` when it is accepted."""
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        quiet: ssl.SSLContext,
+        key_log: KeyLog | None,
+        *,
+        certificate_required: bool = True,
+    ) -> None:
+        """Start a session of `context`, to be moved to `quiet` when it is accepted.
+
+        `certificate_required` is a second look at what the context is to see to: nobody passes without one.
+        """
+        self._certificate_required = certificate_required
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -413,7 +429,7 @@ class TlsSession:
     def _accept(self) -> Accepted | Refused:
         certificate = self._object.getpeercert(True)
         cipher = self._object.cipher()
-        if certificate is None or cipher is None:
+        if cipher is None or (certificate is None and self._certificate_required):
             return self._end(Reason.INTERNAL_ERROR)
         self._note_server_name()
         self._object.context = self._quiet

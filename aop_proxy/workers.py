@@ -213,7 +213,7 @@ async def _first(*things: asyncio.Future[Any], timeout: float | None = None) -> 
 
 
 def _refuse_what_needs_a_restart(old: Settings, new: Settings) -> None:
-    fixed = ("listen", "workers", "user", "refusal")
+    fixed = ("listen", "workers", "user", "enforcement", "refusal")
     changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
     if changed:
         raise ConfigurationError(*(Problem(name, "a change of this key needs a restart") for name in changed))

@@ -80,6 +80,7 @@ def test_every_key() -> None:
                 upstream=(Upstream("http://app_2:8000", "app_2", 8000),),
             ),
         ),
+        enforcement="observe",
         refusal="alert",
         unknown_hosts="reject",
         workers=2,
@@ -122,7 +123,7 @@ NO_ITEM = "is an empty list: name at least one or leave it out"
         ("wrokers: 1", "wrokers: is not a known key: did you mean `workers`?"),
         (
             "zzz: 1",
-            "zzz: is not a known key: those known here are listen, sites, refusal, unknown_hosts, workers, timeouts, limits, log, user",
+            "zzz: is not a known key: those known here are listen, sites, enforcement, refusal, unknown_hosts, workers, timeouts, limits, log, user",
         ),
         (r'"wor\nkers": 1', r'"wor\nkers": is not a known key: did you mean `workers`?'),
         ("workers: [1]", "workers: must be one value, not a list: write it without brackets or keys"),

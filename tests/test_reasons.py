@@ -42,5 +42,5 @@ def test_no_other_word_is_a_reason(word: str) -> None:
 
 
 def test_verdicts() -> None:
-    """A connection was accepted, refused by us, or failed."""
-    assert [verdict.value for verdict in Verdict] == ["accepted", "refused", "failed"]
+    """A connection was accepted, refused by us, or failed; or it would have been refused, and we only observed."""
+    assert [verdict.value for verdict in Verdict] == ["accepted", "refused", "failed", "would_refuse"]

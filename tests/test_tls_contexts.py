@@ -145,6 +145,18 @@ def test_post_handshake_authentication_would_open_the_gate(judge: Judge) -> None
     assert refused.reason == Reason.INTERNAL_ERROR
 
 
+@pytest.mark.parametrize("mode", [ssl.CERT_OPTIONAL, ssl.CERT_NONE])
+def test_a_session_passes_nobody_without_a_certificate(judge: Judge, mode: ssl.VerifyMode) -> None:
+    """Where a context would: the session requires one of its own, unless it is told otherwise as well."""
+    judge.context.verify_mode = mode
+    encounter = judge.meet()
+    encounter.greet()
+    shown = [] if mode is ssl.CERT_NONE else [encounter.client.certificate_flight()]
+    refused = encounter.send(b"".join(shown) or encounter.client.finished())
+    assert isinstance(refused, Refused)
+    assert refused.reason == Reason.INTERNAL_ERROR
+
+
 def test_a_context_without_a_ca_is_refused(authority: Authority) -> None:
     """An authority that is no CA trusts nobody, and is no context at all."""
     with pytest.raises(RuntimeError):
@@ -191,6 +203,19 @@ def test_every_context_of_a_snapshot_requires_certificates(
         assert not context.post_handshake_auth
         tls._assert_closed(context)
     assert [bool(gate.context.verify_flags & ssl.VERIFY_CRL_CHECK_CHAIN) for gate in built.gates] == [False, True]
+
+
+def test_what_observing_opens(settings: tuple[Settings, dict[str, bytes]], key_log: KeyLog) -> None:
+    """The contexts of the sites, on which a certificate becomes optional and nothing else changes; no other."""
+    chosen, files = settings
+    built = snapshot.build(Bundle(replace(chosen, enforcement="observe"), files), 1, key_log)
+    assert built.name_reading_context is not None
+    for context in (built.quiet_context, built.name_reading_context):
+        tls._assert_closed(context)
+    for gate in built.gates:
+        assert gate.context.verify_mode == ssl.CERT_OPTIONAL
+        gate.context.verify_mode = ssl.CERT_REQUIRED
+        tls._assert_closed(gate.context)
 
 
 def test_server_contexts_are_made_in_one_place() -> None:

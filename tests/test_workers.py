@@ -278,7 +278,8 @@ def test_a_broken_reload_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("listen", ["127.0.0.1:1"]), ("workers", 2), ("user", "nobody"), ("refusal", "alert")]
+    ("key", "value"),
+    [("listen", ["127.0.0.1:1"]), ("workers", 2), ("user", "nobody"), ("enforcement", "observe"), ("refusal", "alert")],
 )
 def test_what_needs_a_restart(
     proxy: Proxy, site: Config, key: str, value: Any, client_credentials: CredentialFiles

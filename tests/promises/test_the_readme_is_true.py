@@ -217,7 +217,7 @@ def test_the_other_choice_is_named() -> None:
     others = dict(re.findall(r"^ *(\w+): \w+ +# or (\w+)[:,]", CONFIGURATION, re.MULTILINE))
     offered = {path[-1]: {field.default, others[path[-1]]} for path, field in KEYS.items() if path[-1] in others}
     assert offered == {path[-1]: set(get_args(KEYS[path].annotation)) for path in KEYS if path[-1] in others}
-    assert list(offered) == ["dial", "refusal", "unknown_hosts"]
+    assert list(offered) == ["dial", "enforcement", "refusal", "unknown_hosts"]
 
 
 def test_what_must_be_given() -> None:
@@ -340,7 +340,7 @@ def test_what_needs_a_restart(site: dict[str, Any]) -> None:
     assert keys.endswith(" need a restart")
     with Proxy({**ONE_WORKER, "sites": [site]}) as proxy:
         listen, others = ["127.0.0.1:0", "127.0.0.1:1"], {"unknown_hosts": "reject", "timeouts": {"idle": "1m"}}
-        changed = {"listen": listen, "workers": 2, "user": "nobody", "refusal": "alert"}
+        changed = {"listen": listen, "workers": 2, "user": "nobody", "enforcement": "observe", "refusal": "alert"}
         proxy.write_config({**ONE_WORKER, "sites": [site], **changed, **others})
         proxy.signal(signal.SIGHUP)
         problems = proxy.wait_for("reload_failed")["problems"]
