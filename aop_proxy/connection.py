@@ -271,7 +271,7 @@ class Connection:
                 wordless += len(ciphertext)
                 if wordless > MAX_WORDLESS:
                     raise ConnectionResetError
-                if session.client_ended:
+                if session.peer_ended:
                     return None
                 self._client.acknowledge_at_once()
                 await asyncio.sleep(0)  # a client may send records without data for ever: others have their turn

@@ -22,7 +22,8 @@ import termios
 from aop_proxy.endpoint import MORE_FOLLOWS
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason, Verdict
-from aop_proxy.tls import MAX_RECORD_PLAINTEXT, TlsSession
+from aop_proxy.records import MAX_RECORD_PLAINTEXT
+from aop_proxy.tls import TlsSession
 
 RECEIVE = 256 * 1024
 """Bytes read from a socket at a time; bounds what one connection does in one turn of the loop."""
@@ -106,7 +107,7 @@ class Relay:
         if plaintext or header:
             self.bytes_from_client += len(plaintext)
             self._send_upstream(memoryview(header + plaintext))
-        if self._session.client_ended:
+        if self._session.peer_ended:
             self._end_client()
         elif not self._upstream_backlog and not self._upstream_takes_no_more:
             self._poller.on_readable(self._client_fd, self._client_readable)
@@ -163,7 +164,7 @@ class Relay:
             self._wordless += received
             if self._wordless > MAX_WORDLESS:
                 self._reset_both(Reason.CLIENT_RESET)
-        if session.client_ended:
+        if session.peer_ended:
             self._end_client()
 
     def _send_upstream(self, data: memoryview) -> None:

@@ -9,23 +9,16 @@ import contextlib
 import os
 import ssl
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from aop_proxy.farewell import SUITES, Buffer
 from aop_proxy.model import Settings
 from aop_proxy.reasons import Reason
+from aop_proxy.records import RECORD_HEADER, Records
 
-MAX_RECORD_PLAINTEXT = 16384
-"""RFC 8446 section 5.1."""
-MAX_WORDLESS_RECORDS = 3000
-"""Records without data (KeyUpdates: 10 to 30 us each) in one piece of ciphertext; nobody needs two."""
 UNRECOGNIZED_NAME_ALERT = bytes.fromhex("15 03 03 00 02 02 70")
 """A fatal unrecognized_name in clear (RFC 6066 section 3), for when nothing has been said yet."""
-
-_RECORD_HEADER = 5
-_MAX_RECORD_CIPHERTEXT = MAX_RECORD_PLAINTEXT + 256
-"""RFC 8446 section 5.2. OpenSSL refuses a header that says more, once it has this much."""
 _SEALED_ALERT = bytes.fromhex("17 03 03 00 13")
 _SEALED_ALERT_LENGTH = 24
 """A sealed alert is always 5 bytes of header, 2 of alert, 1 of type, 16 of tag."""
@@ -282,13 +275,11 @@ class Accepted(NamedTuple):
     alpn: str | None
 
 
-class TlsSession:
+class TlsSession(Records):
     """One TLS connection, as the server."""
 
     __slots__ = (
-        "_certificate_required", "_cut_header", "_feed", "_hello", "_incoming", "_key_log", "_missing", "_object",
-        "_outgoing", "_quiet", "_read", "_secret", "_secrets_seen", "_write", "client_ended", "has_answer",
-        "server_name",
+        "_certificate_required", "_hello", "_key_log", "_quiet", "_secret", "_secrets_seen", "server_name",
     )  # fmt: skip
 
     def __init__(
@@ -303,10 +294,8 @@ class TlsSession:
 
         `certificate_required` is a second look at what the context is to see to: nobody passes without one.
         """
+        super().__init__(context, server_side=True)
         self._certificate_required = certificate_required
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._quiet = quiet
         self._key_log = key_log
         self._hello = b""
@@ -314,18 +303,6 @@ class TlsSession:
         self._secrets_seen = 0
         self.server_name: str | None = None
         """The name in the first ClientHello, where the context remembers names."""
-        self._feed = self._incoming.write
-        # What SSLObject's own methods call: looking these up and going through those would be paid for every chunk.
-        raw = self._object._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
-        self._read: Callable[[int, memoryview], int] = raw.read
-        self._write: Callable[[memoryview], int] = raw.write
-        self._missing = 0
-        """Bytes that the record in the BIO still lacks."""
-        self._cut_header = b""
-        self.client_ended = False
-        """The client has sent its close_notify."""
-        self.has_answer = False
-        """There is output that nobody asked for."""
 
     def handshake(self, data: Buffer) -> Accepted | Refused | None:
         """Take what the client sent and go one step further; None while more is needed.
@@ -347,79 +324,6 @@ class TlsSession:
             return self._refuse(error)
         self._collect_secret()
         return self._accept()
-
-    def take_output(self) -> bytes:
-        """What is to be sent to the client now."""
-        self.has_answer = False
-        return self._outgoing.read()
-
-    @property
-    def is_mid_record(self) -> bool:
-        """The client has sent the beginning of a record, and not its end."""
-        return bool(self._missing or self._cut_header)
-
-    def decrypt(self, ciphertext: memoryview, plaintext: memoryview) -> int:
-        """Decrypt what the client sent into `plaintext`; the number of bytes there now.
-
-        `plaintext` must be as long as `ciphertext`, and a record longer. OpenSSL is fed whole records, one at a time:
-        its BIO then never grows beyond one, and is never read in vain, which would cost an exception. The beginning of
-        a record whose end has not come waits in the BIO. Raises ssl.SSLError when the client breaks the protocol; sets
-        `client_ended` at its close_notify, and `has_answer` when OpenSSL has answered a KeyUpdate of the client's.
-        """
-        read, feed = self._read, self._feed
-        filled = start = wordless = 0
-        end = len(ciphertext)
-        while start < end:
-            if self._missing or self._cut_header or end - start < _RECORD_HEADER:
-                stop = start + (self._missing or self._begin_record(ciphertext, start))
-                self._missing = 0
-            else:
-                length = ciphertext[start + 3] << 8 | ciphertext[start + 4]
-                stop = start + _RECORD_HEADER + min(length, _MAX_RECORD_CIPHERTEXT)
-            if stop > end:
-                feed(ciphertext[start:])
-                self._missing = stop - end
-                break
-            feed(ciphertext[start:stop])
-            start = stop
-            try:
-                length = read(MAX_RECORD_PLAINTEXT, plaintext[filled:])
-            except ssl.SSLWantReadError:  # a record without data
-                self.has_answer = self._outgoing.pending > 0
-                wordless += 1
-                if wordless > MAX_WORDLESS_RECORDS:
-                    raise ssl.SSLError("too many records without data") from None
-                continue
-            except ssl.SSLZeroReturnError:
-                length = 0
-            if not length:
-                self.client_ended = True
-                break
-            filled += length
-        return filled
-
-    def _begin_record(self, ciphertext: memoryview, start: int) -> int:
-        """How many bytes from `start` on the next record takes, where its header is cut (RFC 8446 section 5.1).
-
-        The header goes into the BIO as far as it is here, and its length is asked for again with its rest.
-        """
-        known = len(self._cut_header)
-        header = self._cut_header + bytes(ciphertext[start : start + _RECORD_HEADER - known])
-        if len(header) < _RECORD_HEADER:
-            self._cut_header = header
-            return len(header) - known
-        self._cut_header = b""
-        return _RECORD_HEADER - known + min(int.from_bytes(header[3:]), _MAX_RECORD_CIPHERTEXT)
-
-    def encrypt(self, plaintext: memoryview) -> bytes:
-        """Encrypt at most `MAX_RECORD_PLAINTEXT` bytes: one record, to be sent behind any output taken before."""
-        self._write(plaintext)
-        return self._outgoing.read()
-
-    def close_notify(self) -> None:
-        """Say that we send no more (RFC 8446 section 6.1), as output; the client's direction stays open."""
-        with contextlib.suppress(ssl.SSLError):  # WantRead: the client has not said so yet, which is as it should be
-            self._object.unwrap()
 
     def forget_secret(self) -> None:
         """Overwrite the secret; call when the handshake is over, however it ended, unless a `Sealing` holds it now."""
@@ -474,7 +378,7 @@ class TlsSession:
     def _drop(self) -> None:
         """Let go of the dead session, so that no later flush can find anything of it."""
         self._note_server_name()
-        del self._object, self._incoming, self._outgoing, self._feed, self._read, self._write
+        self.drop()
 
     def _note_server_name(self) -> None:
         if isinstance(self._object, _NamedObject):
@@ -497,10 +401,10 @@ def _has_asked(unread: bytes, suite: str) -> bool:
     Told by the length of the last record (a Finished is a header of 4 and a digest, and sealing adds 17: RFC 8446
     sections 4 and 5.2). It decides when a page is sent, and nothing else.
     """
-    finished = _RECORD_HEADER + 4 + (48 if suite.endswith("SHA384") else 32) + 17
+    finished = RECORD_HEADER + 4 + (48 if suite.endswith("SHA384") else 32) + 17
     position = last = 0
     while position < len(unread):
-        last = _RECORD_HEADER + int.from_bytes(unread[position + 3 : position + 5])
+        last = RECORD_HEADER + int.from_bytes(unread[position + 3 : position + 5])
         position += last
     return last not in (0, finished)
 

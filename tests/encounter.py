@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from aop_proxy import tls
 from aop_proxy.farewell import seal_farewell
+from aop_proxy.records import MAX_RECORD_PLAINTEXT
 from aop_proxy.tls import Accepted, KeyLog, Refused, TlsSession
 from certificates import Authority, CredentialFiles, Credentials
 from tls13 import CLOSE_NOTIFY, Tls13Client, records_under
@@ -88,7 +89,7 @@ class Encounter:
     def decrypt(self, wire: bytes) -> bytes:
         """What an accepted session makes of what came with the Finished and of this; its answers go to the client."""
         wire, self._behind = self._behind + wire, b""
-        plaintext = memoryview(bytearray(len(wire) + 2 * tls.MAX_RECORD_PLAINTEXT))
+        plaintext = memoryview(bytearray(len(wire) + 2 * MAX_RECORD_PLAINTEXT))
         try:
             length = self.session.decrypt(memoryview(wire), plaintext)
         finally:
@@ -98,8 +99,8 @@ class Encounter:
 
     def encrypt(self, data: bytes) -> None:
         """The client receives this from an accepted session."""
-        for start in range(0, len(data), tls.MAX_RECORD_PLAINTEXT):
-            self.client.receive(self.session.encrypt(memoryview(data)[start : start + tls.MAX_RECORD_PLAINTEXT]))
+        for start in range(0, len(data), MAX_RECORD_PLAINTEXT):
+            self.client.receive(self.session.encrypt(memoryview(data)[start : start + MAX_RECORD_PLAINTEXT]))
 
     def _look_at_key_log(self) -> None:
         left = self.key_log.drain() if self.key_log else b""

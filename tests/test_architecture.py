@@ -20,7 +20,7 @@ ROOMS = {
     "configuration": "notation files document schema config flags",
     "decisions": "identity policy pages proxy_protocol",
     "log": "log telemetry",
-    "OpenSSL": "credentials farewell tls snapshot",
+    "OpenSSL": "credentials farewell records tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
     "many connections": "processors listeners server channel privileges worker worker_process workers admin",
     "people": "probe zone_certificates demo cli __main__",

@@ -133,7 +133,7 @@ def test_empty_records_are_no_end(judge: Judge, authority: Authority) -> None:
     encounter.greet()
     encounter.accept(encounter.flight(authority.issue()))
     assert encounter.decrypt(encounter.client.application_data(b"")) == b""
-    assert not encounter.session.client_ended
+    assert not encounter.session.peer_ended
     wire = encounter.client.application_data(b"") + encounter.client.application_data(b"a")
     assert encounter.decrypt(wire) == b"a"
 
@@ -146,7 +146,7 @@ def test_close_notify_ends_one_half(judge: Judge, authority: Authority) -> None:
     assert (
         encounter.decrypt(encounter.client.application_data(b"last") + encounter.client.alert(CLOSE_NOTIFY)) == b"last"
     )
-    assert encounter.session.client_ended
+    assert encounter.session.peer_ended
     encounter.encrypt(b"answer")
     encounter.session.close_notify()
     encounter.client.receive(encounter.session.take_output())

@@ -191,4 +191,4 @@ def test_spoilt_data(
         for piece in pieces(wire, at):
             decrypted += encounter.decrypt(piece)
     assert b"".join(data).startswith(decrypted)
-    assert not encounter.session.client_ended
+    assert not encounter.session.peer_ended
