@@ -39,8 +39,8 @@ class Drain:
 
 Command = Prepare | Commit | Drain
 Reply = dict[str, Any]
-"""`{"prepared": generation, "advice": […]}`, `{"problems": [[path, sentence], …]}`,
-`{"committed": true}`, `{"drained": connections cut}`."""
+"""`{"prepared": generation, "advice": […], "expiries": [[path, subject, date], …]}`,
+`{"problems": [[path, sentence], …]}`, `{"committed": true}`, `{"drained": connections cut}`."""
 
 
 class Channel:

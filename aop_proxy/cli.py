@@ -6,9 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import aop_proxy
-from aop_proxy import files, flags, privileges, schema
+from aop_proxy import exposure, files, flags, privileges, schema
+from aop_proxy.expiry import ends_soon
 from aop_proxy.listeners import BindError
 from aop_proxy.log import Log, open_descriptor
 from aop_proxy.model import Bundle, ConfigurationError, Problem
@@ -83,11 +85,15 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps(schema.json_schema(), indent=2))
         return 0
     problems: list[Problem] = []
-    advice: tuple[Problem, ...] = ()
+    advice: list[Problem] = []
     try:
         bundle, problems = files.read_what_can_be_read(flags.load_arguments(arguments))
         problems += _user_problems(bundle.settings.user)
-        advice = snapshot.build(bundle, 1, tls.open_key_log(bundle.settings)).advice
+        advice += exposure.advise(bundle.settings)
+        built = snapshot.build(bundle, 1, tls.open_key_log(bundle.settings))
+        now = datetime.now(UTC)
+        advice += built.advice
+        advice += (expiry.advice() for expiry in built.expiries if ends_soon(expiry.not_after, now))
     except ConfigurationError as error:
         problems += error.problems
     for problem in problems:

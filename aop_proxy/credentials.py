@@ -8,7 +8,7 @@ system.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from cryptography import x509
@@ -21,9 +21,6 @@ from aop_proxy.identity import UNREADABLE
 from aop_proxy.model import Problem
 
 T = TypeVar("T")
-EXPIRES_SOON = timedelta(days=30)
-"""Cloudflare sends its first warning for uploaded client certificates 30 days ahead."""
-
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 """One PEM block, also where two files were joined without a newline between them."""
 
@@ -71,7 +68,8 @@ class ServerCredentials:
     """A server certificate with its chain and its private key, as one PEM that OpenSSL loads without a password."""
 
     pem: bytes = field(repr=False)
-    leaf: x509.Certificate
+    chain: list[x509.Certificate]
+    """The leaf first."""
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -112,7 +110,7 @@ def read_server_credentials(
     blocks.append(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    return ServerCredentials(b"".join(blocks), leaf)
+    return ServerCredentials(b"".join(blocks), chain)
 
 
 def read_revocation_lists(path: str, pem: bytes, findings: Findings) -> list[x509.CertificateRevocationList]:
@@ -127,8 +125,6 @@ def read_revocation_lists(path: str, pem: bytes, findings: Findings) -> list[x50
     for crl in lists:
         if crl.next_update_utc is not None and crl.next_update_utc <= now:
             findings.expired(path, f"the CRL of {_name(crl.issuer)} expired on {_day(crl.next_update_utc)}: renew it")
-        elif crl.next_update_utc is not None and crl.next_update_utc <= now + EXPIRES_SOON:
-            findings.advise(path, f"the CRL of {_name(crl.issuer)} expires on {_day(crl.next_update_utc)}")
     return lists
 
 
@@ -193,8 +189,6 @@ def _judge_validity(path: str, certificate: x509.Certificate, findings: Findings
             path, f"{name} is not valid before {_day(certificate.not_valid_before_utc)}: is this machine's clock right?"
         )
         return False
-    if certificate.not_valid_after_utc <= now + EXPIRES_SOON:
-        findings.advise(path, f"{name} expires on {_day(certificate.not_valid_after_utc)}")
     return True
 
 

@@ -7,20 +7,15 @@ connection keeps the snapshot it began with. Must not know signals or the file s
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from aop_proxy import credentials, tls
 from aop_proxy.credentials import Findings
+from aop_proxy.expiry import Expiry
 from aop_proxy.model import CLOUDFLARE, Bundle, Clients, ConfigurationError, Problem, Settings, Site
 from aop_proxy.policy import HostTable, Rules
-
-_OBSERVING = (
-    "`observe` keeps nobody out who shows no certificate, or one that your rules do not list: set `enforce` and restart"
-    " once no line in the log says `would_refuse`"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +27,6 @@ class Gate:
     """What the log calls the site: its first host, or `*`."""
     context: ssl.SSLContext
     rules: Rules
-
-
-@dataclass(frozen=True, slots=True)
-class Expiry:
-    """When something we hold ends."""
-
-    path: str
-    subject: str
-    not_after: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +66,6 @@ class _Builder:
     def build(self, generation: int) -> Snapshot:
         sites = self._settings.sites
         gates = [self._gate(f"sites[{index}]", site) for index, site in enumerate(sites)]
-        if self._settings.enforcement == "observe":
-            self._findings.advise("enforcement", _OBSERVING)
         if self._settings.refusal == "page" and self._key_log is None:
             self._findings.advise(
                 "refusal", "/dev/fd cannot be used here: refused clients get TLS alerts instead of pages that say why"
@@ -146,7 +130,13 @@ class _Builder:
         for index, name in enumerate(clients.crl):
             if name not in self._files:
                 continue
-            lists += credentials.read_revocation_lists(f"{path}.crl[{index}]", self._files[name], self._findings)
+            found = credentials.read_revocation_lists(f"{path}.crl[{index}]", self._files[name], self._findings)
+            lists += found
+            self._expiries += (
+                Expiry(f"{path}.crl[{index}]", f"the CRL of {crl.issuer.rfc4514_string()}", crl.next_update_utc)
+                for crl in found
+                if crl.next_update_utc is not None
+            )
         issuers = [crl.issuer for crl in lists]
         for authority in authorities if clients.crl else []:
             if authority.subject not in issuers:
@@ -170,7 +160,7 @@ class _Builder:
             self._findings,
         )
         if server is not None:
-            self._note_expiries(f"{path}.certificate", [server.leaf])
+            self._note_expiries(f"{path}.certificate", server.chain)
         return server
 
     def _advise(self, path: str, site: Site) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from aop_proxy.expiry import days_left, ends_soon
 from aop_proxy.identity import Identity, UnreadableCertificate, parse_identity, read_identity
 from aop_proxy.log import Log, Value
 from aop_proxy.reasons import Reason, Verdict
@@ -77,6 +78,10 @@ class ConnectionRecord:
             fields["not_before"] = identity.not_before.isoformat()
             fields["not_after"] = identity.not_after.isoformat()
             fields["our_clock"] = datetime.now(UTC).isoformat(timespec="seconds")
+        if identity is not None and self.verdict is not Verdict.REFUSED:
+            now_utc = datetime.now(UTC)
+            if ends_soon(identity.not_after, now_utc):
+                fields["certificate_days_left"] = days_left(identity.not_after, now_utc)
         if self.would_refuse:
             fields["ended"] = self.reason
         return fields

@@ -83,7 +83,11 @@ class Worker:
             )
         except ConfigurationError as error:
             return {"problems": [[problem.path, problem.sentence] for problem in error.problems]}
-        return {"prepared": command.generation, "advice": [str(advice) for advice in self._prepared.advice]}
+        return {
+            "prepared": command.generation,
+            "advice": [str(advice) for advice in self._prepared.advice],
+            "expiries": [[end.path, end.subject, end.not_after.isoformat()] for end in self._prepared.expiries],
+        }
 
     def _commit(self) -> None:
         if self._prepared is None:

@@ -8,15 +8,18 @@ import asyncio
 import itertools
 import signal
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
-from aop_proxy import listeners
-from aop_proxy.channel import Commit, Drain, Prepare
+from aop_proxy import exposure, listeners
+from aop_proxy.channel import Commit, Drain, Prepare, Reply
 from aop_proxy.endpoint import Listener
+from aop_proxy.expiry import Expiry
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 from aop_proxy.processors import usable_cpus
+from aop_proxy.reminders import Reminders
 from aop_proxy.worker_process import WorkerProcess
 
 QUICK_DEATH = 10.0
@@ -51,6 +54,7 @@ class Parent:
         self._watchers: dict[int, asyncio.Task[None]] = {}
         self._listeners: list[list[Listener]] = []
         self._changing = asyncio.Lock()
+        self._reminders = Reminders(log)
         self._ended: asyncio.Future[ExitCode]
 
     async def run(self) -> ExitCode:
@@ -67,9 +71,10 @@ class Parent:
             await self._start_all()
             loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
             self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
-            stopping = loop.create_task(stop_asked.wait())
+            stopping, reminding = loop.create_task(stop_asked.wait()), loop.create_task(self._reminders.keep_telling())
             await _first(stopping, self._ended)
             stopping.cancel()
+            reminding.cancel()
             return self._ended.result() if self._ended.done() else await self._drain()
         finally:
             await self._kill_all()
@@ -103,8 +108,17 @@ class Parent:
                 problems |= dict.fromkeys(Problem(*map(str, pair)) for pair in reply.get("problems", []))
         if problems:
             raise ConfigurationError(*problems)
-        for advice in replies[0].get("advice", []) if announce and replies and replies[0] else []:
+        if announce and replies and replies[0]:
+            self._announce(bundle.settings, replies[0])
+
+    def _announce(self, settings: Settings, reply: Reply) -> None:
+        """Tell what is worth knowing of a configuration; all workers say the same of it."""
+        for advice in (*exposure.advise(settings), *reply["advice"]):
             self._log.event("warning", "advice", advice=str(advice))
+        self._reminders.renew(
+            settings,
+            [Expiry(path, subject, datetime.fromisoformat(end)) for path, subject, end in reply["expiries"]],
+        )
 
     def _watch(self, worker: WorkerProcess) -> None:
         self._watchers[worker.number] = asyncio.get_running_loop().create_task(self._replace_when_dead(worker))

@@ -18,11 +18,11 @@ PACKAGE = ROOT / "aop_proxy"
 ROOMS = {
     "model": "model reasons",
     "configuration": "notation files document schema config flags",
-    "decisions": "identity policy pages proxy_protocol",
+    "decisions": "identity policy expiry pages proxy_protocol",
     "log": "log telemetry",
     "OpenSSL": "credentials farewell records tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
-    "many connections": "processors listeners server channel privileges worker worker_process workers admin",
+    "many connections": "processors listeners server channel privileges worker worker_process exposure reminders workers admin",
     "people": "probe zone_certificates demo cli __main__",
 }
 """A module imports only from those that stand before it."""

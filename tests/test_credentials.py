@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from aop_proxy.credentials import (
-    EXPIRES_SOON,
     SHARED_CA_FINGERPRINT,
     Findings,
     ServerCredentials,
@@ -44,10 +43,6 @@ def server(ca: Authority) -> Credentials:
 
 def day(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d")
-
-
-def soon(days: float) -> tuple[timedelta, timedelta]:
-    return -DAY, days * DAY
 
 
 # Authorities
@@ -190,7 +185,7 @@ def test_a_good_pair(ca: Authority, key: KeyType, tmp_path: Path) -> None:
     found, findings = credentials(server.certificate_pem, server.private_pem)
     assert found is not None
     assert openssl_loads(found, tmp_path / "pem")
-    assert (found.leaf, findings) == (server.certificate, Findings())
+    assert (found.chain, findings) == ([server.certificate], Findings())
 
 
 def test_an_rsa_key_is_dear(ca: Authority) -> None:
@@ -338,22 +333,6 @@ def test_a_server_certificate_out_of_time(ca: Authority, validity: tuple[timedel
     (problem,) = findings.problems
     assert problem.path == CERTIFICATE
     assert [word for word in words.split() if word not in problem.sentence] == []
-
-
-@pytest.mark.parametrize(("days", "advised"), [(29, True), (31, False)])
-def test_what_ends_soon_is_told_beforehand(ca: Authority, days: float, advised: bool) -> None:
-    """A month ahead, for certificates, CAs and CRLs alike; it is no problem yet."""
-    assert timedelta(days=30) == EXPIRES_SOON
-    server = ca.issue_server("origin.example", validity=soon(days))
-    every = [
-        credentials(server.certificate_pem, server.private_pem)[1],
-        authorities(Authority("Test CA", validity=soon(days)).pem)[1],
-        revocation_lists(ca.revoke(server, validity=soon(days)))[1],
-    ]
-    ends = day(datetime.now(UTC) + days * DAY)
-    for findings in every:
-        assert findings.problems == []
-        assert [ends in advice.sentence for advice in findings.advice] == [True] * advised
 
 
 def test_secrets_do_not_show(server: Credentials) -> None:

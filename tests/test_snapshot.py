@@ -348,7 +348,17 @@ def test_what_the_shared_ca_proves(files: dict[str, bytes], key_log: KeyLog, one
     assert advice(bundle(files, one), key_log) == expected
 
 
-def test_advice_is_given_once_and_does_not_stop(files: dict[str, bytes], key_log: KeyLog) -> None:
-    """What ends soon is advice, said once for each file, and the snapshot is built."""
-    soon = Authority("Ends Soon", validity=(-DAY, 10 * DAY))
-    assert advice(bundle({**files, "ca": soon.pem}, site()), key_log) == ["sites[0].clients.ca[0]"]
+def test_everything_that_ends_is_noted(files: dict[str, bytes], ca: Authority, server: Credentials) -> None:
+    """Every CA, every list and every certificate of the server's chain, once for each key that names it."""
+    soon = ca.revoke(validity=(-DAY, 10 * DAY))
+    chained = Authority("Server CA").intermediate("Server Intermediate").issue_server("origin.example")
+    more = {"list": soon, "server.pem": chained.certificate_pem, "server.key": chained.private_pem}
+    built = snapshot.build(bundle({**files, **more}, site(clients=Clients(("ca",), ("list",)))), 1, None)
+    assert [(expiry.path, expiry.subject) for expiry in built.expiries] == [
+        ("sites[0].clients.ca[0]", "CN=First CA"),
+        ("sites[0].clients.crl[0]", "the CRL of CN=First CA"),
+        ("sites[0].certificate", "CN=origin.example"),
+        ("sites[0].certificate", "CN=Server Intermediate"),
+    ]
+    (until,) = [expiry.not_after for expiry in built.expiries if "CRL" in expiry.subject]
+    assert x509.load_pem_x509_crl(soon).next_update_utc == until

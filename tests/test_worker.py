@@ -19,7 +19,7 @@ from aop_proxy.channel import Commit, Drain, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.model import Bundle
 from aop_proxy.worker_process import WorkerProcess
-from certificates import CredentialFiles
+from certificates import Authority, CredentialFiles
 from in_process import make_bundle
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -46,7 +46,8 @@ class Employer:
 
     async def employ(self, bundle: Bundle, generation: int = 1) -> None:
         """Have it serve a bundle."""
-        assert await self.ask(Prepare(bundle, generation)) == {"prepared": generation, "advice": []}
+        reply = await self.ask(Prepare(bundle, generation))
+        assert (reply["prepared"], reply["advice"]) == (generation, [])
         assert await self.ask(Commit()) == {"committed": True}
 
     def hang_up(self) -> None:
@@ -119,7 +120,7 @@ async def test_serves_what_was_committed(
     worker: Employer, bundle: Bundle, client_credentials: CredentialFiles, backend: RecordingBackend
 ) -> None:
     """After `Prepare` it only holds a snapshot; after `Commit` it serves by it, with pages for strangers."""
-    assert await worker.ask(Prepare(bundle, 4)) == {"prepared": 4, "advice": []}
+    assert (await worker.ask(Prepare(bundle, 4)))["prepared"] == 4
     waiting = asyncio.create_task(visit(worker, client_credentials))
     done, _ = await asyncio.wait([waiting], timeout=0.1)
     assert done == set()
@@ -150,8 +151,11 @@ async def test_begins_with_something_wrong(
     assert (await visit(worker, client_credentials)).data == HELLO
 
 
-async def test_advice_goes_to_the_parent(worker: Employer, bundle: Bundle) -> None:
-    """What is merely worth knowing comes with the reply."""
+async def test_advice_and_ends_go_to_the_parent(worker: Employer, bundle: Bundle, authority: Authority) -> None:
+    """What is merely worth knowing comes with the reply, and when everything ends."""
+    reply = await worker.ask(Prepare(bundle, 1))
+    ends = authority.certificate.not_valid_after_utc
+    assert ["sites[0].clients.ca[0]", "CN=Test Client CA", ends.isoformat()] in reply["expiries"]
     (site,) = bundle.settings.sites
     shared = replace(site, clients=replace(site.clients, ca=("cloudflare",)))
     changed = Bundle(replace(bundle.settings, sites=(shared,)), {**bundle.files, "cloudflare": CLOUDFLARE})
