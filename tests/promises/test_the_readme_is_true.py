@@ -31,7 +31,7 @@ from certificates import REFUSED, Authority
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md")]
 REPLACED = {
     "0.0.0.0:443": "127.0.0.1:0",  # 443 is root's, and may be taken
     "[::]:443": "localhost:0",
