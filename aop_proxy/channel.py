@@ -37,10 +37,15 @@ class Drain:
     """Stop accepting, let the connections end, say `drained`, exit."""
 
 
-Command = Prepare | Commit | Drain
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Say `alive`."""
+
+
+Command = Prepare | Commit | Drain | Ping
 Reply = dict[str, Any]
 """`{"prepared": generation, "advice": […], "expiries": [[path, subject, date], …]}`,
-`{"problems": [[path, sentence], …]}`, `{"committed": true}`, `{"drained": connections cut}`."""
+`{"problems": [[path, sentence], …]}`, `{"committed": true}`, `{"drained": connections cut}`, `{"alive": true}`."""
 
 
 class Channel:

@@ -14,6 +14,7 @@ from aop_proxy.expiry import ends_soon
 from aop_proxy.listeners import BindError
 from aop_proxy.log import Log, open_descriptor
 from aop_proxy.model import Bundle, ConfigurationError, Problem
+from aop_proxy.service_manager import ServiceManager
 from aop_proxy.workers import ExitCode, Parent
 
 
@@ -72,10 +73,11 @@ def _run(arguments: argparse.Namespace) -> int:
     def load() -> Bundle:
         return files.read_bundle(flags.load_arguments(arguments))
 
+    manager = ServiceManager(os.environ)
     bundle = load()
     descriptor = open_descriptor()
     log = Log(bundle.settings.log, descriptor)
-    return asyncio.run(Parent(load, bundle, log, descriptor).run())
+    return asyncio.run(Parent(load, bundle, log, descriptor, manager).run())
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -1,14 +1,16 @@
-"""Addresses -> listening sockets, one per worker and address, opened once by the parent and kept for good.
+"""Addresses -> listening sockets, opened once by the parent and kept for good.
 
-Must not know what is done with a connection.
+Bound by us there is one per worker and address; those that a service manager has bound are shared by all workers. Must
+not know what is done with a connection.
 """
 
 import itertools
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from aop_proxy.endpoint import Listener, format_address
-from aop_proxy.model import Listen
+from aop_proxy.model import ConfigurationError, Listen, Problem
 
 BACKLOG = 4096
 """What the kernel cuts to net.core.somaxconn, whose default is this."""
@@ -36,6 +38,61 @@ def bind(addresses: tuple[Listen, ...], workers: int) -> list[list[Listener]]:
     return bound
 
 
+def adopt(addresses: tuple[Listen, ...], descriptors: Sequence[int], workers: int) -> list[list[Listener]]:
+    """Take sockets that are bound already in place of binding: each must be one address's, and each address have one.
+
+    Raises ConfigurationError.
+    """
+    adopted, problems = [], []
+    for descriptor in descriptors:
+        try:
+            adopted.append(_adopt(addresses, descriptor))
+        except ValueError as error:
+            problems.append(Problem("listen", f"socket {descriptor} from the service manager {error}"))
+    given = {listener.place for listener in adopted}
+    if not problems:  # else a socket that is wrong may be the one that is missing
+        problems = [
+            Problem(f"listen[{index}]", "the service manager gave no socket for it: add it there, or take it out here")
+            for index in range(len(addresses))
+            if index not in given
+        ]
+    if problems:
+        for listener in adopted:
+            listener.socket.close()
+        raise ConfigurationError(*problems)
+    return [adopted] * workers
+
+
+def _adopt(addresses: tuple[Listen, ...], descriptor: int) -> Listener:
+    try:
+        given = socket.socket(fileno=descriptor)
+    except OSError:
+        raise ValueError("is no socket: give it one by ListenStream=") from None
+    try:
+        place = _place(addresses, given)
+    except ValueError:
+        given.close()
+        raise
+    _set_inherited_options(given)
+    return Listener(given, place)
+
+
+def _place(addresses: tuple[Listen, ...], given: socket.socket) -> int:
+    """Which of the addresses a socket is bound to; ValueError says why it cannot serve."""
+    is_tcp = given.family in (socket.AF_INET, socket.AF_INET6) and given.type == socket.SOCK_STREAM
+    if not is_tcp or not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ValueError("is no TCP socket that listens: give it ListenStream=ADDRESS:PORT, and Accept=no")
+    if given.family == socket.AF_INET6 and not given.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        raise ValueError("takes IPv4, too: give it BindIPv6Only=ipv6-only, and IPv4 a ListenStream= of its own")
+    host, port = given.getsockname()[:2]
+    for place, address in enumerate(addresses):
+        if address.port in (port, 0) and host in (own[0] for _, own in _resolve(address)):
+            return place
+    raise ValueError(
+        f"is at {format_address((host, port))}, which is not in the list: add it here, or take it out there"
+    )
+
+
 def name(listener: Listener) -> str:
     """The address a listener is really bound to, as HOST:PORT."""
     return format_address(listener.socket.getsockname())
@@ -61,21 +118,25 @@ def _listen(family: int, place: Any) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     _set_common_options(listener)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    # What a listener has set, accepted sockets inherit: three system calls per connection saved.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
+    _set_inherited_options(listener)
     try:
         _bind(listener, place)
     except BindError:
         listener.close()
         raise
     listener.listen(BACKLOG)
-    listener.setblocking(False)
     return listener
+
+
+def _set_inherited_options(listener: socket.socket) -> None:
+    """What a listener has set, accepted sockets inherit: three system calls per connection saved."""
+    listener.setblocking(False)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
 
 
 def _set_common_options(end: socket.socket) -> None:

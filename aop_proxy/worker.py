@@ -14,7 +14,7 @@ import socket
 import sys
 
 from aop_proxy import snapshot
-from aop_proxy.channel import Channel, Commit, Prepare, Reply
+from aop_proxy.channel import Channel, Commit, Ping, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import ConfigurationError
@@ -51,6 +51,8 @@ class Worker:
             elif isinstance(command, Commit):
                 self._commit()
                 await self._channel.send_reply({"committed": True})
+            elif isinstance(command, Ping):
+                await self._channel.send_reply({"alive": True})
             else:
                 await self._drain()
                 return

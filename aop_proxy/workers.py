@@ -13,19 +13,22 @@ from enum import IntEnum
 from typing import Any
 
 from aop_proxy import exposure, listeners
-from aop_proxy.channel import Commit, Drain, Prepare, Reply
+from aop_proxy.channel import Commit, Drain, Ping, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.expiry import Expiry
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 from aop_proxy.processors import usable_cpus
 from aop_proxy.reminders import Reminders
+from aop_proxy.service_manager import ServiceManager
 from aop_proxy.worker_process import WorkerProcess
 
 QUICK_DEATH = 10.0
 """Seconds: a worker that lived longer than this died of something new."""
 MAX_QUICK_DEATHS = 8
 RESTART_PAUSE_MIN, RESTART_PAUSE_MAX = 0.1, 2.0
+WATCHDOG_BEATS = 4
+"""Within the watchdog's time, so that one worker may hang and be replaced before its parent is taken for dead."""
 DRAIN_GRACE = 5.0
 """Seconds past the drain deadline until a worker that does not answer is killed."""
 
@@ -43,12 +46,15 @@ class ExitCode(IntEnum):
 class Parent:
     """Holds the sockets and the workers."""
 
-    def __init__(self, load: Callable[[], Bundle], bundle: Bundle, log: Log, log_descriptor: int) -> None:
+    def __init__(
+        self, load: Callable[[], Bundle], bundle: Bundle, log: Log, log_descriptor: int, manager: ServiceManager
+    ) -> None:
         """Serve `bundle`; `load` reads it anew for a reload (ConfigurationError says why it cannot be served)."""
         self._load = load
         self._bundle = bundle
         self._log = log
         self._log_descriptor = log_descriptor
+        self._manager = manager
         self._generation = 1
         self._workers: dict[int, WorkerProcess] = {}
         self._watchers: dict[int, asyncio.Task[None]] = {}
@@ -62,22 +68,41 @@ class Parent:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         stop_asked = asyncio.Event()
-        settings = self._bundle.settings
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what is being read is read anew already
-        self._listeners = listeners.bind(settings.listen, settings.workers or usable_cpus())
+        self._listeners = self._open_listeners()
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop_signal, stop_asked)
             await self._start_all()
             loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
             self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
-            stopping, reminding = loop.create_task(stop_asked.wait()), loop.create_task(self._reminders.keep_telling())
+            self._manager.ready(self._status())
+            stopping = loop.create_task(stop_asked.wait())
+            beside = [loop.create_task(task) for task in (self._reminders.keep_telling(), self._feed_watchdog())]
             await _first(stopping, self._ended)
-            stopping.cancel()
-            reminding.cancel()
+            for task in (stopping, *beside):
+                task.cancel()
             return self._ended.result() if self._ended.done() else await self._drain()
         finally:
             await self._kill_all()
+
+    def _open_listeners(self) -> list[list[Listener]]:
+        settings, given = self._bundle.settings, self._manager.descriptors
+        workers = settings.workers or usable_cpus()
+        return listeners.adopt(settings.listen, given, workers) if given else listeners.bind(settings.listen, workers)
+
+    def _status(self) -> str:
+        return f"Serving, generation {self._generation}, {len(self._listeners)} workers"
+
+    async def _feed_watchdog(self) -> None:
+        """Tell whoever watches that we live, as long as every worker answers; who does not is killed, and replaced."""
+        beat = self._manager.watchdog / WATCHDOG_BEATS
+        while beat:
+            async with self._changing:
+                answers = await asyncio.gather(*(worker.ask(Ping(), beat) for worker in self._alive()))
+            if answers and None not in answers:
+                self._manager.alive()
+            await asyncio.sleep(beat)
 
     # Starting and replacing.
 
@@ -167,19 +192,22 @@ class Parent:
 
     async def _reload(self) -> None:
         async with self._changing:
+            self._manager.reloading()
             try:
                 bundle = await asyncio.get_running_loop().run_in_executor(None, self._load)
                 _refuse_what_needs_a_restart(self._bundle.settings, bundle.settings)
                 await self._prepare(self._alive(), bundle, self._generation + 1, announce=True)
             except (ConfigurationError, OSError) as error:
-                problems = getattr(error, "problems", (error,))
-                self._log.event("error", "reload_failed", problems=[str(problem) for problem in problems])
+                problems = [str(problem) for problem in getattr(error, "problems", (error,))]
+                self._log.event("error", "reload_failed", problems=problems)
+                self._manager.ready(f"{self._status()}; not reloaded: {problems[0]}")
                 return
             await asyncio.gather(*(worker.ask(Commit()) for worker in self._alive()))
             self._bundle = bundle
             self._generation += 1
             self._log.configure(bundle.settings.log)
             self._log.event("info", "reloaded", generation=self._generation)
+            self._manager.ready(self._status())
 
     def _alive(self) -> list[WorkerProcess]:
         """Those that can be asked; who takes a dead one's place gets the bundle of that time."""
@@ -193,12 +221,13 @@ class Parent:
         asked.set()
 
     async def _drain(self) -> ExitCode:
+        limit = self._bundle.settings.timeouts.drain + DRAIN_GRACE
         self._log.event("info", "draining")
+        self._manager.stopping(limit)
         for watcher in self._watchers.values():
             watcher.cancel()
         for listener in itertools.chain(*self._listeners):
             listener.socket.close()
-        limit = self._bundle.settings.timeouts.drain + DRAIN_GRACE
         drained = asyncio.gather(*(worker.ask(Drain(), limit) for worker in self._alive()))
         await _first(drained, self._ended, timeout=limit)
         if not drained.done():

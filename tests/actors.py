@@ -105,11 +105,23 @@ class Log:
         return "\n".join([*(json.dumps(event) for event in self.events[-200:]), *self.stray[-200:]])
 
 
+_HAND_OVER = """
+import fcntl, os, sys
+kept = [fcntl.fcntl(int(given), fcntl.F_DUPFD, 100) for given in sys.argv[1].split(",")]
+for place, descriptor in enumerate(kept, 3):
+    os.dup2(descriptor, place)
+    os.close(descriptor)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(kept))}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Descriptors as sd_listen_fds(3) wants them, then the program in this process's place."""
+
+
 class Proxy:
     """`aop-proxy run` as a real process, on a port of its own choice; ends with its whole process tree.
 
     Give `config` (a mapping, written as YAML) or `flags`; whichever has no `listen` gets 127.0.0.1:0. `launcher` is a
-    program that runs what follows it, for another environment.
+    program that runs what follows it, for another environment. `sockets` are handed over as systemd does it.
     """
 
     def __init__(
@@ -119,9 +131,11 @@ class Proxy:
         *,
         env: Mapping[str, str] | None = None,
         launcher: Sequence[str] = (),
+        sockets: Sequence[socket.socket] = (),
     ) -> None:
         self._env = {**os.environ, **(env or {})}
-        self._launcher = launcher
+        self._given = [str(given.fileno()) for given in sockets]
+        self._launcher = [*([sys.executable, "-c", _HAND_OVER, ",".join(self._given)] if sockets else []), *launcher]
         self._scratch = tempfile.TemporaryDirectory(prefix="aop-")
         self.config_path = Path(self._scratch.name) / "proxy.yaml"
         self.flags = [str(flag) for flag in flags]
@@ -146,6 +160,7 @@ class Proxy:
             stderr=write,
             env=self._env,
             start_new_session=True,
+            pass_fds=[int(descriptor) for descriptor in self._given],
         )
         os.close(write)
         self.log = Log(read)

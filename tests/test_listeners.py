@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from aop_proxy.endpoint import Listener
-from aop_proxy.listeners import BACKLOG, BindError, bind, name
-from aop_proxy.model import Listen
+from aop_proxy.listeners import BACKLOG, BindError, adopt, bind, name
+from aop_proxy.model import ConfigurationError, Listen
 
 LOOPBACK = Listen("127.0.0.1", 0)
 LOOPBACK_6 = Listen("::1", 0)
@@ -154,3 +154,101 @@ def test_an_address_that_is_not_ours(address: Listen, message: str) -> None:
     with pytest.raises(BindError) as caught:
         bind((address,), 1)
     assert str(caught.value).startswith(message)
+
+
+# Sockets that a service manager has bound
+
+
+@contextlib.contextmanager
+def given(*hosts: str) -> Iterator[list[socket.socket]]:
+    """Sockets that listen, as systemd would open them."""
+    with contextlib.ExitStack() as stack:
+        families = [socket.AF_INET6 if ":" in host else socket.AF_INET for host in hosts]
+        yield [
+            stack.enter_context(socket.create_server((host, 0), family=family))
+            for host, family in zip(hosts, families, strict=True)
+        ]
+
+
+def adopted(addresses: tuple[Listen, ...], *sockets: socket.socket, workers: int = 1) -> list[list[Listener]]:
+    """Take duplicates, which are closed by the test as a worker does."""
+    return adopt(addresses, [os.dup(one.fileno()) for one in sockets], workers)
+
+
+def problems_of(addresses: tuple[Listen, ...], *sockets: socket.socket) -> list[str]:
+    """What is wrong with them; nothing stays open."""
+    before = descriptors()
+    with pytest.raises(ConfigurationError) as caught:
+        adopted(addresses, *sockets)
+    assert descriptors() == before
+    return [str(problem) for problem in caught.value.problems]
+
+
+def address_of(sock: socket.socket) -> Listen:
+    return Listen(*sock.getsockname()[:2])
+
+
+def test_given_sockets_are_shared_by_all_workers() -> None:
+    """One socket for each address, whatever the order; which address it is for decides who sends PROXY headers."""
+    with given("127.0.0.1", "::1") as (four, six):
+        lists = adopted((address_of(four), address_of(six)), six, four, workers=2)
+        assert [[(name(one), one.place) for one in own] for own in lists] == [
+            [(f"[::1]:{six.getsockname()[1]}", 1), (f"127.0.0.1:{four.getsockname()[1]}", 0)]
+        ] * 2
+        assert lists[0][0].socket is lists[1][0].socket
+        for listener in lists[0]:
+            assert not listener.socket.getblocking()
+            assert listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            listener.socket.close()
+
+
+def test_port_0_is_any_port() -> None:
+    """So is a name every address of it."""
+    with given("127.0.0.1", "127.0.0.1") as sockets:
+        (own,) = adopted((Listen("localhost", 0),), *sockets)
+        assert [listener.place for listener in own] == [0, 0]
+        for listener in own:
+            listener.socket.close()
+
+
+def test_a_socket_that_is_not_listed() -> None:
+    """It is named: nobody would know what to do with it."""
+    with given("127.0.0.1", "127.0.0.1") as (listed, other):
+        (problem,) = problems_of((address_of(listed),), listed, other)
+        assert problem.startswith("listen: socket ")
+        assert f"is at 127.0.0.1:{other.getsockname()[1]}, which is not in the list" in problem
+
+
+def test_an_address_without_a_socket() -> None:
+    """It is named: what is given replaces binding, all of it."""
+    with given("127.0.0.1") as (listed,):
+        (problem,) = problems_of((address_of(listed), LOOPBACK_6), listed)
+        assert problem.startswith("listen[1]: the service manager gave no socket for it")
+
+
+@pytest.mark.parametrize("kind", ["not listening", "datagram", "unix"])
+def test_what_is_no_listening_tcp_socket(kind: str) -> None:
+    """It is refused."""
+    family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM) as wrong:
+        wrong.bind("" if kind == "unix" else ("127.0.0.1", 0))
+        if kind == "unix":
+            wrong.listen()
+        (problem,) = problems_of((LOOPBACK,), wrong)
+        assert "is no TCP socket that listens" in problem
+
+
+def test_what_is_no_socket() -> None:
+    """A descriptor of something else is refused."""
+    reader, writer = os.pipe()
+    with pytest.raises(ConfigurationError, match=f"listen: socket {reader} from the service manager is no socket"):
+        adopt((LOOPBACK,), [reader], 1)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_socket_for_both_families() -> None:
+    """It is refused: addresses of IPv4 clients would be written in another way, and networks would not match them."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
+        (problem,) = problems_of((address_of(both),), both)
+        assert "takes IPv4, too: give it BindIPv6Only=ipv6-only" in problem

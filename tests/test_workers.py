@@ -33,6 +33,7 @@ from actors import (
 )
 from aop_proxy.log import Log
 from aop_proxy.processors import usable_cpus
+from aop_proxy.service_manager import ServiceManager
 from aop_proxy.workers import ExitCode, Parent
 from certificates import Authority, CredentialFiles
 from in_process import make_bundle
@@ -475,7 +476,7 @@ async def test_told_to_end_while_workers_prepare(
     bundle = make_bundle(server_credentials, client_ca, backend.url, workers=1)
     read, write = os.pipe()
     lines = actors.Log(read)
-    parent = Parent(lambda: bundle, bundle, Log(bundle.settings.log, write), write)
+    parent = Parent(lambda: bundle, bundle, Log(bundle.settings.log, write), write, ServiceManager({}))
     running = asyncio.create_task(parent.run())
     assert await asyncio.to_thread(has, lines, "listening")
     (worker,) = parent._workers.values()
