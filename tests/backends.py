@@ -50,7 +50,7 @@ class Backend:
 
 
 @contextmanager
-def _running(directory: Path, address: str, *command: str, deadline: float = 2 * PATIENCE) -> Iterator[Backend]:
+def started(directory: Path, address: str, *command: str, deadline: float = 2 * PATIENCE) -> Iterator[Backend]:
     """Start `command`, wait until `address` accepts connections, and kill its process group at the end."""
     backend = Backend(address, directory)
     log = directory / "backend.log"
@@ -94,7 +94,7 @@ def _address(directory: Path, unix: bool) -> str:
 def _gunicorn(directory: Path, unix: bool, *arguments: str) -> AbstractContextManager[Backend]:
     address = _address(directory, unix)
     bind = f"unix:{address}" if unix else address
-    return _running(
+    return started(
         directory, address, sys.executable, "-m", "gunicorn", "--bind", bind, *arguments, "applications:wsgi"
     )
 
@@ -113,7 +113,7 @@ def uvicorn(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     address = _address(directory, unix)
     bind = ("--uds", address) if unix else ("--port", address.rpartition(":")[2])
     options = ("--ws-max-size", str(32 << 20), "applications:asgi")
-    return _running(directory, address, sys.executable, "-m", "uvicorn", *bind, *options)
+    return started(directory, address, sys.executable, "-m", "uvicorn", *bind, *options)
 
 
 def hypercorn(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
@@ -121,20 +121,20 @@ def hypercorn(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     bind = f"unix:{address}" if unix else address
     (directory / "hypercorn.toml").write_text(f"websocket_max_message_size = {32 << 20}\n")
     options = ("--config", "hypercorn.toml", "--bind", bind, "applications:asgi")
-    return _running(directory, address, sys.executable, "-m", "hypercorn", *options)
+    return started(directory, address, sys.executable, "-m", "hypercorn", *options)
 
 
 def waitress(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     address = _address(directory, unix)
     bind = f"--unix-socket={address}" if unix else f"--listen={address}"
-    return _running(directory, address, sys.executable, "-m", "waitress", bind, "applications:wsgi")
+    return started(directory, address, sys.executable, "-m", "waitress", bind, "applications:wsgi")
 
 
 def django_runserver(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     assert not unix
     address = _address(directory, unix)
     project = str(TESTS / "django_project.py")
-    return _running(directory, address, sys.executable, project, "runserver", "--noreload", address)
+    return started(directory, address, sys.executable, project, "runserver", "--noreload", address)
 
 
 def flask_run(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
@@ -142,7 +142,7 @@ def flask_run(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     address = _address(directory, unix)
     bind = ("--host", f"unix://{address}") if unix else ("--port", address.rpartition(":")[2])
     application = ("--app", "applications:flask_application", "run", "--no-reload")
-    return _running(directory, address, sys.executable, "-m", "flask", *application, *bind)
+    return started(directory, address, sys.executable, "-m", "flask", *application, *bind)
 
 
 def http_server(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
@@ -150,13 +150,13 @@ def http_server(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     assert not unix
     address = _address(directory, unix)
     options = ("--bind", "127.0.0.1", "--protocol", "HTTP/1.1", "--directory", str(_static_files(directory)))
-    return _running(directory, address, sys.executable, "-m", "http.server", *options, address.rpartition(":")[2])
+    return started(directory, address, sys.executable, "-m", "http.server", *options, address.rpartition(":")[2])
 
 
 def websockets_server(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     """The `websockets` library's own server."""
     address = _address(directory, unix)
-    return _running(directory, address, sys.executable, str(TESTS / "applications.py"), address)
+    return started(directory, address, sys.executable, str(TESTS / "applications.py"), address)
 
 
 NGINX = """
@@ -187,7 +187,7 @@ def nginx(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
     _static_files(directory)
     (directory / "nginx.conf").write_text(NGINX.format(listen=f"unix:{address}" if unix else address))
     user = ("-g", "user root;") if os.getuid() == 0 else ()
-    return _running(
+    return started(
         directory, address, require_peer("nginx"), "-p", str(directory), "-c", "nginx.conf", "-e", "stderr", *user
     )
 

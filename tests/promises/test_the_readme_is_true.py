@@ -31,7 +31,7 @@ from certificates import REFUSED, Authority
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md")]
 REPLACED = {
     "0.0.0.0:443": "127.0.0.1:0",  # 443 is root's, and may be taken
     "[::]:443": "localhost:0",
@@ -390,7 +390,11 @@ def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text()
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not re.match("[a-z]+:", link)]
     assert [link for link in links if not (document.parent / link.partition("#")[0]).exists()] == []
-    named = [name for name in code(text) if re.fullmatch(r"(aop_proxy|benchmarks|certs|scripts|tests)/[\w./]*", name)]
+    named = [
+        name
+        for name in code(text)
+        if re.fullmatch(r"(aop_proxy|benchmarks|certs|deploy|docs|scripts|tests)/[\w./]*", name)
+    ]
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
