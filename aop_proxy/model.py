@@ -78,6 +78,8 @@ class Timeouts:
     idle: float = 3600.0
     linger: float = 2.0
     drain: float = 25.0
+    drain_delay: float = 0.0
+    reload_drain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

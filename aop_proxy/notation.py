@@ -36,13 +36,25 @@ def printable(text: str, longest: int = 80) -> str:
 
 def duration(text: str) -> float:
     """Seconds, from `10s`, `500ms`, `5m`, `1h` or a bare number of seconds."""
-    match = _DURATION.fullmatch(text)
-    if not match:
-        raise ValueError(f"{quoted(text)} is not a duration: write `10s`, `500ms`, `5m`, `1h` or a number of seconds")
-    seconds = float(match[1]) * _SECONDS[match[2]]
+    seconds = _seconds(text)
     if not 0 < seconds <= _LONGEST_DURATION:
         raise ValueError(f"{quoted(text)} is out of range: write more than `0s` and at most `{_LONGEST_DURATION}s`")
     return seconds
+
+
+def delay(text: str) -> float:
+    """Seconds, written as a duration; there may be none."""
+    seconds = _seconds(text)
+    if seconds > _LONGEST_DURATION:
+        raise ValueError(f"{quoted(text)} is out of range: write `0s` to `{_LONGEST_DURATION}s`")
+    return seconds
+
+
+def _seconds(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise ValueError(f"{quoted(text)} is not a duration: write `10s`, `500ms`, `5m`, `1h` or a number of seconds")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def size(smallest: int, largest: int) -> Callable[[str], int]:

@@ -66,15 +66,12 @@ def _automatic(largest: int) -> tuple[PlainValidator, WithJsonSchema]:
     )
 
 
+_A_DURATION = "`10s`, `500ms`, `5m`, `1h` or a number of seconds", r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)?$"
+_SECONDS = {"type": "number", "description": "seconds"}
 _Duration = Annotated[
-    float,
-    _written(notation.duration),
-    _text_or_number(
-        "`10s`, `500ms`, `5m`, `1h` or a number of seconds",
-        r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)?$",
-        {"type": "number", "exclusiveMinimum": 0, "description": "seconds"},
-    ),
+    float, _written(notation.duration), _text_or_number(*_A_DURATION, {**_SECONDS, "exclusiveMinimum": 0})
 ]
+_Delay = Annotated[float, _written(notation.delay), _text_or_number(*_A_DURATION, {**_SECONDS, "minimum": 0})]
 _HandshakeBytes = Annotated[
     int,
     _written(notation.size(4 * 1024, 256 * 1024)),
@@ -226,6 +223,10 @@ class TimeoutsPart(Part):
     idle: _Duration = _key("1h", description="Without a byte in either direction")
     linger: _Duration = _key("2s", description="For a refused client to read its page")
     drain: _Duration = _key("25s", description="For open connections to end when the program is asked to end")
+    drain_delay: _Delay = _key("0s", description="Before that, still accepting, so that load balancers look elsewhere")
+    reload_drain: _Duration | None = _key(
+        None, description="For connections of before a reload to end; left out, they live on"
+    )
 
 
 class LimitsPart(Part):

@@ -71,6 +71,8 @@ class Server:
         self._silent: dict[Connection, None] = {}
         self._handshaking: dict[Connection, None] = {}
         self._admitted: set[Connection] = set()
+        self._retiring: dict[int, float] = {}
+        """By when the connections of a generation of before a reload are to end, where `reload_drain` is set."""
         self._back_off = 0.0
         self._empty = asyncio.Event()
         self._next_suppressed = loop.time() + SUPPRESSED_EVERY
@@ -85,6 +87,10 @@ class Server:
         self._proxies = [tuple(map(ip_network, listen.proxy_protocol_from)) for listen in snapshot.settings.listen]
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 2 * len(snapshot.gates)  # key logs, old and new
         self._capacity = capacity(snapshot.settings.limits, descriptors)
+        patience = snapshot.settings.timeouts.reload_drain
+        if patience is not None:
+            for connection in self._everybody():
+                self._retiring.setdefault(connection.record.generation, self.loop.time() + patience)
 
     def listen(self, listeners: list[Listener]) -> None:
         """Begin to accept on non-blocking listening sockets, which are this server's to close."""
@@ -183,12 +189,24 @@ class Server:
         for connection in self._everybody():
             if connection.deadline is not None and now >= connection.deadline:
                 connection.give_up()
+        if self._retiring:
+            self._retire(now)
         if now >= self._next_suppressed:
             self._next_suppressed = now + SUPPRESSED_EVERY
             self._records.write_suppressed()
         self._sweeping = self.loop.call_later(
-            min(SWEEP_EVERY, idle / 4, timeouts.handshake / 4, timeouts.linger / 4), self._sweep
+            min(SWEEP_EVERY, *(each / 4 for each in (idle, timeouts.handshake, timeouts.linger))), self._sweep
         )
+
+    def _retire(self, now: float) -> None:
+        """End connections of before a reload: idle ones at once, the others when their time has come."""
+        old = [connection for connection in self._everybody() if connection.record.generation in self._retiring]
+        self._end_idle(old)
+        for connection in old:
+            if connection.ended_by_us is None and now >= self._retiring[connection.record.generation]:
+                connection.end(Reason.DRAIN_TIMEOUT)
+        left = {connection.record.generation for connection in old}
+        self._retiring = {generation: end for generation, end in self._retiring.items() if generation in left}
 
     async def drain(self) -> int:
         """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""
@@ -199,7 +217,8 @@ class Server:
         self._listeners = []
         deadline = self.loop.time() + self.snapshot.settings.timeouts.drain
         while self._count() and self.loop.time() < deadline:
-            self._end_idle()
+            self._end_idle(list(self._admitted))
+            self._end_silent()
             self._empty.clear()
             try:
                 async with asyncio.timeout(min(IDLE_BEFORE_DRAIN / 4, max(deadline - self.loop.time(), 0))):
@@ -210,13 +229,17 @@ class Server:
         await self.stop(Reason.DRAIN_TIMEOUT)
         return cut
 
-    def _end_idle(self) -> None:
-        """End who waits between two requests, and who has said nothing yet: nothing of theirs is lost."""
+    def _end_idle(self, connections: list[Connection]) -> None:
+        """End who waits between two requests: nothing of theirs is lost."""
         now = self.loop.time()
-        for connection in list(self._admitted):
+        for connection in connections:
             idle_since = connection.idle_since()
             if idle_since is not None and now - idle_since >= IDLE_BEFORE_DRAIN:
                 connection.end(Reason.DRAINED)
+
+    def _end_silent(self) -> None:
+        """End who has said nothing yet."""
+        now = self.loop.time()
         for connection in list(self._silent):
             if now - connection.record.started >= SILENT_BEFORE_DRAIN:
                 connection.end(Reason.CLIENT_SILENT)

@@ -221,9 +221,14 @@ class Parent:
         asked.set()
 
     async def _drain(self) -> ExitCode:
-        limit = self._bundle.settings.timeouts.drain + DRAIN_GRACE
+        timeouts = self._bundle.settings.timeouts
+        limit = timeouts.drain + DRAIN_GRACE
         self._log.event("info", "draining")
-        self._manager.stopping(limit)
+        self._manager.stopping(timeouts.drain_delay + limit)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)  # what ends is not changed any more
+        await _first(self._ended, timeout=timeouts.drain_delay)
+        if self._ended.done():
+            return self._ended.result()
         for watcher in self._watchers.values():
             watcher.cancel()
         for listener in itertools.chain(*self._listeners):

@@ -84,7 +84,7 @@ def test_every_key() -> None:
         refusal="alert",
         unknown_hosts="reject",
         workers=2,
-        timeouts=Timeouts(handshake=5, connect=0.5, idle=300, linger=1.5, drain=3600),
+        timeouts=Timeouts(handshake=5, connect=0.5, idle=300, linger=1.5, drain=3600, drain_delay=5, reload_drain=600),
         limits=Limits(connections=1000, unauthenticated=200, handshake_bytes=32768),
         log=Log("json", "debug", 0.5),
         user="nobody",

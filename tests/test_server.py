@@ -322,6 +322,71 @@ def test_a_new_snapshot_is_for_new_connections(
     assert [server.record(old)["generation"], server.record(reason="unknown_host")["generation"]] == [1, 2]
 
 
+@pytest.fixture
+def reload(
+    backend: RecordingBackend, server_credentials: CredentialFiles, client_ca: Path
+) -> Callable[[InProcessServer, int, float | None], None]:
+    """Switch to a new generation with this `reload_drain`."""
+
+    def switch(server: InProcessServer, generation: int, reload_drain: float | None) -> None:
+        timeouts = {"reload_drain": reload_drain} if reload_drain else {}
+        bundle = make_bundle(server_credentials, client_ca, backend.url, timeouts=timeouts)
+        server.loop.call(server.server.switch, snapshot.build(bundle, generation, server.key_log))
+
+    return switch
+
+
+def test_old_connections_end_after_a_reload(
+    serve: Serve, clients: Clients, backend: RecordingBackend, reload: Callable[..., None]
+) -> None:
+    """With `reload_drain` idle ones end cleanly at once, busy ones are cut in time; those of after it live on."""
+    server = serve()
+    idle, busy = clients(server), clients(server)
+    idle.send(GET)
+    idle.receive_exactly(len(HELLO))
+    backend.behaviour = never_answer
+    busy.send(GET)
+    backend.wait_for_connection(2).wait_until(lambda: backend.received == GET * 2)
+    reload(server, 2, 1.0)
+    new = clients(server)
+    new.send(GET)
+    assert idle.receive_all().ending == "close_notify"
+    leave(idle)
+    assert (server.record(idle)["reason"], server.record(idle)["verdict"]) == ("drained", "accepted")
+    assert busy.receive_all().data == b""
+    record = server.record(busy)
+    assert (record["reason"], record["generation"]) == ("drain_timeout", 1)
+    assert record["duration_ms"] >= 1000
+    assert [event["generation"] for event in server.events("connection")] == [1, 1]
+    assert server.loop.call(lambda: len(server.server._admitted)) == 1
+
+
+def test_each_generation_has_its_own_time(
+    serve: Serve, clients: Clients, backend: RecordingBackend, reload: Callable[..., None]
+) -> None:
+    """Another reload does not put it off; without `reload_drain` nobody's time is set; who is gone is forgotten."""
+    backend.behaviour = never_answer
+    server = serve()
+    first = clients(server)
+    first.send(GET)
+    reload(server, 2, None)
+    assert server.server._retiring == {}
+    reload(server, 3, 60.0)
+    second = clients(server)
+    second.send(GET)
+    backend.wait_for_connection(2)
+    deadlines = dict(server.server._retiring)
+    assert [*deadlines] == [1]
+    reload(server, 4, 70.0)
+    assert server.server._retiring[1] == deadlines[1]
+    assert server.server._retiring[3] > deadlines[1]
+    for client in (first, second):
+        leave(client)
+        server.record(client)
+    while server.loop.call(lambda: server.server._retiring):
+        pass
+
+
 def test_new_limits_and_levels_count_at_once(
     serve: Serve, server_credentials: CredentialFiles, client_ca: Path
 ) -> None:

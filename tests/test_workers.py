@@ -388,6 +388,32 @@ def test_the_drain_deadline(config: Config, backend: RecordingBackend, client_cr
         assert len(proxy.events("connection", reason="drain_timeout")) == 2
 
 
+def test_the_drain_delay(config: Config, client_credentials: CredentialFiles) -> None:
+    """It says that it drains, and accepts on for so long; a reload changes nothing any more."""
+    with Proxy({**config, "timeouts": {"drain_delay": "500ms"}}) as proxy:
+        proxy.terminate()
+        proxy.wait_for("draining")
+        proxy.signal(signal.SIGHUP)
+        assert is_served(proxy, client_credentials)
+        assert proxy.exit_code == ExitCode.DRAINED
+        assert proxy.events("reloaded") == []
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(proxy.address)
+
+
+def test_a_worker_that_dies_in_the_drain_delay(config: Config, client_credentials: CredentialFiles) -> None:
+    """It is replaced: until the delay is over everything goes on."""
+    with Proxy({**config, "timeouts": {"drain_delay": "1h"}}) as proxy:
+        proxy.terminate()
+        proxy.wait_for("draining")
+        os.kill(proxy.worker_pids[0], signal.SIGKILL)
+        assert is_served(proxy, client_credentials)
+        started = time.monotonic()
+        proxy.terminate()
+        assert proxy.exit_code == ExitCode.CUT_CONNECTIONS
+        assert time.monotonic() - started < 5
+
+
 def time_of_second_signal(proxy: Proxy) -> float:
     """Seconds from a second SIGTERM to the end."""
     proxy.terminate()
