@@ -7,15 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import aop_proxy
-from aop_proxy import exposure, files, flags, privileges, schema
+from aop_proxy import exposure, files, flags, notation, privileges, schema
 from aop_proxy.expiry import ends_soon
 from aop_proxy.listeners import BindError
 from aop_proxy.log import Log, open_descriptor
 from aop_proxy.model import Bundle, ConfigurationError, Problem
 from aop_proxy.service_manager import ServiceManager
 from aop_proxy.workers import ExitCode, Parent
+
+if TYPE_CHECKING:
+    from aop_proxy.probe import Question
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +51,19 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_arguments(check)
     check.add_argument("--schema", action="store_true", help="print the JSON Schema of the configuration file instead")
     check.set_defaults(command=_check)
+
+    probe = commands.add_parser("probe", help="ask an origin, of whatever make, as strangers would")
+    probe.add_argument("origin", metavar="HOST:PORT", help="the origin itself, not Cloudflare in front of it")
+    probe.add_argument("--server-name", metavar="NAME", help="the site's name; default: HOST")
+    probe.add_argument("--certificate", metavar="PEM", help="of a client that should be let in")
+    probe.add_argument("--private-key", metavar="PEM", help="of that certificate; default: in the same file")
+    trust = probe.add_mutually_exclusive_group()
+    trust.add_argument(
+        "--ca", metavar="PEM", help="what the origin's certificate comes from; default: the system's CAs"
+    )
+    trust.add_argument("--insecure", action="store_true", help="do not verify the origin's certificate")
+    probe.add_argument("--json", action="store_true", help="for machines")
+    probe.set_defaults(command=_probe)
 
     certificates = commands.add_parser("certificates", help="a CA of your own, and a client certificate for Cloudflare")
     certificates.add_argument("--out", metavar="DIR", required=True, help="made if it is not there")
@@ -112,6 +129,47 @@ def _user_problems(user: str | None) -> tuple[Problem, ...]:
     except ConfigurationError as error:
         return error.problems
     return ()
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from rich.console import Console  # here, since the parent of `run` is to stay free of what this needs
+
+    from aop_proxy import probe, report
+    from aop_proxy.visit import Unreachable
+
+    try:
+        question = _question(arguments)
+        try:
+            found: probe.Report | Unreachable = probe.probe(question)
+        except Unreachable as reason:
+            found = reason
+    except ValueError as error:
+        print(f"aop-proxy: {error}", file=sys.stderr)
+        return ExitCode.BAD_CONFIGURATION
+    if arguments.json:
+        print(report.as_json(question, found))
+    elif isinstance(found, Unreachable):
+        print(f"aop-proxy: {arguments.origin}: {found}", file=sys.stderr)
+    else:
+        report.show(found, Console())
+    return probe.exit_code(found)
+
+
+def _question(arguments: argparse.Namespace) -> "Question":
+    from aop_proxy.probe import Question
+    from aop_proxy.visit import Credentials
+
+    address = notation.origin(arguments.origin)
+    try:
+        name, _ = notation.origin(f"{arguments.server_name}:443") if arguments.server_name is not None else address
+    except ValueError as error:
+        raise ValueError(f"--server-name: {error}") from None
+    if arguments.private_key is not None and arguments.certificate is None:
+        raise ValueError("--private-key: is of no use without --certificate")
+    credentials = None
+    if arguments.certificate is not None:
+        credentials = Credentials(arguments.certificate, arguments.private_key or arguments.certificate)
+    return Question(address, name, credentials, arguments.ca, verify=not arguments.insecure)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -181,6 +181,16 @@ def listen(text: str) -> Listen:
     return Listen(_address_or_name(match), _port(match["port"], smallest=0))
 
 
+def origin(text: str) -> tuple[str, int]:
+    """`HOST[:PORT]` of a server to ask; 443 unless said otherwise."""
+    match = _ENDPOINT.fullmatch(text)
+    if not match:
+        raise ValueError(_not_an_endpoint(text, quoted(text), "HOST:PORT"))
+    if match["name"] == "":
+        raise ValueError(f"{quoted(text)} names no host: write HOST:PORT")
+    return _address_or_name(match), _port(match["port"] or "443", smallest=1)
+
+
 def network(text: str) -> str:
     """A network, `10.0.0.0/8`, or an address, which is a network of one."""
     try:

@@ -23,7 +23,7 @@ ROOMS = {
     "OpenSSL": "credentials farewell records tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
     "many connections": "processors service_manager listeners server channel privileges worker worker_process exposure reminders workers admin",
-    "people": "probe zone_certificates demo cli __main__",
+    "people": "zone_certificates visit judgement probe report demo cli __main__",
 }
 """A module imports only from those that stand before it."""
 ORDER = " ".join(ROOMS.values()).split()
@@ -131,6 +131,9 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("workers", "tls snapshot connection server relay credentials"),
         ("telemetry", "tls relay connection policy"),
         ("log", "telemetry reasons"),
+        ("visit", "tls relay server workers snapshot config"),
+        ("judgement", "tls pages policy reasons"),
+        ("probe", "tls relay server workers snapshot config report"),
         ("demo", "tls relay server workers snapshot config"),
     ],
 )
@@ -144,24 +147,29 @@ CONTEXT_MAKERS = {"SSLContext", "create_default_context", "_create_unverified_co
 
 @pytest.mark.parametrize("module", EVERY)
 def test_server_contexts_are_made_in_one_place(module: str) -> None:
-    """Only `tls` makes contexts, in one function; the demonstration makes one too, as a client that verifies."""
+    """Only `tls` makes contexts of servers, in one function; the demonstration and the probe make those of clients."""
     made = [
         name
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Call) and (name := ast.unparse(node.func).rpartition(".")[2]) in CONTEXT_MAKERS
     ]
-    expected = {"tls": ["SSLContext"], "demo": ["create_default_context", "wrap_socket"]}
+    expected = {"tls": ["SSLContext"], "visit": ["SSLContext"], "demo": ["create_default_context", "wrap_socket"]}
     assert made == expected.get(module, [])
     weak = r"PROTOCOL_TLS\w*|CERT_NONE|ssl\.CERT_OPTIONAL|check_hostname"
-    found = re.findall(weak, ast.unparse(tree(module)))
-    assert found == (["ssl.CERT_OPTIONAL", "PROTOCOL_TLS_SERVER"] if module == "tls" else [])
+    allowed = {
+        "tls": ["ssl.CERT_OPTIONAL", "PROTOCOL_TLS_SERVER"],
+        # A visitor may talk to whoever answers: it sends nothing that is secret.
+        "visit": ["PROTOCOL_TLS_CLIENT", "check_hostname", "CERT_NONE"],
+    }
+    assert re.findall(weak, ast.unparse(tree(module))) == allowed.get(module, [])
 
 
 @pytest.mark.parametrize("module", EVERY)
 def test_cryptography_where_it_belongs(module: str) -> None:
     """Certificates are read in few places, and only the farewell encrypts."""
     packages = {name for name, _ in imported(module) if name.startswith("cryptography")}
-    assert not packages or module in ("identity", "credentials", "farewell", "snapshot", "zone_certificates", "demo")
+    readers = "identity credentials farewell snapshot zone_certificates probe demo"
+    assert not packages or module in readers.split()
     assert module == "farewell" or not any("ciphers" in name for name in packages)
 
 

@@ -23,11 +23,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from actors import HELLO, ONE_WORKER, Proxy, RecordingBackend, ask, client_context, require_peer, run_command
-from aop_proxy import flags, pages, schema
+from aop_proxy import flags, judgement, pages, probe, schema, visit
 from aop_proxy.cli import main
 from aop_proxy.reasons import Reason, Verdict
 from aop_proxy.workers import ExitCode
-from certificates import REFUSED, Authority
+from certificates import REFUSED, Authority, CredentialFiles
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -36,6 +36,7 @@ REPLACED = {
     "0.0.0.0:443": "127.0.0.1:0",  # 443 is root's, and may be taken
     "[::]:443": "localhost:0",
     "https://127.0.0.1:443/": "https://{address}/",
+    "127.0.0.1:443": "{address}",
     "DIR": "zone",
     "NAME": "example.com",
 }
@@ -89,7 +90,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_command_is_known_here() -> None:
     """A command that is added to the README is added to a test below."""
-    starts = ["scripts/demo", "scripts/test", "pip install .", "aop-proxy run ", "curl "]
+    starts = ["scripts/demo", "scripts/test", "pip install .", "aop-proxy run ", "curl ", "aop-proxy probe "]
     assert [command[: len(start)] for command, start in zip(COMMANDS, starts, strict=True)] == starts
 
 
@@ -118,10 +119,10 @@ def test_what_is_installed_is_what_is_named() -> None:
 
 
 def test_without_a_configuration_file(empty: Path, server_authority: Authority) -> None:
-    """The line that starts it serves, `check` has nothing against it, and the line that tries it shows the 400."""
+    """The line that starts it serves, `check` has nothing against it, and the lines that try it show that it refuses."""
     require_peer("curl")
     server_authority.issue_server("example.com").write(empty, "origin")
-    *_, run, curl = COMMANDS
+    *_, run, curl, asking = COMMANDS
     _, *arguments = arguments_of(run)
     checked = run_command("check", *arguments)
     assert (checked.exit_code, checked.stdout, checked.stderr) == (0, "", "")
@@ -130,15 +131,31 @@ def test_without_a_configuration_file(empty: Path, server_authority: Authority) 
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
         assert "<title>400 No required SSL certificate was sent</title>" in answer
         assert proxy.connection_record(reason="no_certificate")["reference"] in answer
+        asked = run_command(*(word.format(address=proxy.addresses[0]) for word in arguments_of(asking)))
+        assert (asked.exit_code, asked.stdout.splitlines()[-1]) == (0, "enforced: every stranger is refused")
         proxy.terminate()
         assert proxy.exit_code == ExitCode.DRAINED
+
+
+def test_what_a_probe_prints_for_machines(proxy: Proxy, client_credentials: CredentialFiles) -> None:
+    """Every key, visitor and outcome that the text names, and no other; the table names every exit code."""
+    credentials = f"--certificate={client_credentials.certificate}", f"--private-key={client_credentials.private_key}"
+    report = json.loads(run_command("probe", proxy.addresses[0], "--insecure", "--json", *credentials).stdout)
+    assert {path[-1] for path, _ in paths(report)} | {"problem"} == set(after("prints one object:", ". A visitor is"))
+    assert after("A visitor is", "; an outcome is") == list(judgement.Visitor)
+    assert [visit["visitor"] for visit in report["visitors"]] == list(judgement.Visitor)
+    assert after("; an outcome is", ". ##") == list(judgement.Outcome)
+    codes = [int(number) for number, _ in table("exit code of `probe`")]
+    assert codes == sorted([*probe.ExitCode, ExitCode.BAD_CONFIGURATION])
+    bounds = f"bounded to {visit.MAX_ANSWER // 1024} KiB and {visit.PATIENCE:.0f} s"
+    assert bounds in " ".join(README.split())
 
 
 def test_commands_named_in_the_text(empty: Path) -> None:
     """Each command and flag that the text names is one that the program takes."""
     named = [words.split() for words in code(README) if words.startswith("aop-proxy ")]
     helps = {command: run_command(command, "--help") for command in sorted({words[1] for words in named})}
-    assert list(helps) == ["certificates", "check", "demo", "run"]
+    assert list(helps) == ["certificates", "check", "demo", "probe", "run"]
     assert [shown.exit_code for shown in helps.values()] == [0] * len(helps)
     unknown = [
         (words[1], flag)
