@@ -138,12 +138,19 @@ class _Builder:
                 if crl.next_update_utc is not None
             )
         issuers = [crl.issuer for crl in lists]
+        subjects = [authority.subject for authority in authorities]
         for authority in authorities if clients.crl else []:
             if authority.subject not in issuers:
                 self._findings.problem(
                     f"{path}.crl",
                     f"there is no CRL of {authority.subject.rfc4514_string()!r}, but OpenSSL checks every CA of a site"
                     " or none: add its CRL, or give that CA a site of its own (Cloudflare publishes none)",
+                )
+            if authority.issuer not in subjects:
+                self._findings.problem(
+                    f"{path}.crl",
+                    f"OpenSSL checks CRLs up to a root, and the CA above {authority.subject.rfc4514_string()!r} is not"
+                    f" among `ca`: add {authority.issuer.rfc4514_string()!r} there, and its CRL here",
                 )
         return lists
 

@@ -224,6 +224,28 @@ def test_a_ca_without_a_list(files: dict[str, bytes], ca: Authority) -> None:
     assert "First CA" not in problem.sentence
 
 
+def test_lists_up_to_a_root(files: dict[str, bytes], ca: Authority, verdict: Callable[..., Reason | None]) -> None:
+    """Where a CA of the site is an intermediate, its clients are looked up in its list and in the root's."""
+    lower = ca.intermediate("Lower CA")
+    good, bad = lower.issue(), lower.issue()
+    lists = {**files, "lower": lower.pem, "one": lower.revoke(bad), "root's": ca.revoke()}
+    both = snapshot.build(bundle(lists, site(("lower", "ca"), ("one", "root's"))), 1, None)
+    assert [verdict(both, one) for one in (good, bad)] == [None, Reason.REVOKED]
+    lists["root's"] = ca.revoke(replace(good, certificate=lower.certificate))
+    revoked = snapshot.build(bundle(lists, site(("lower", "ca"), ("one", "root's"))), 1, None)
+    assert verdict(revoked, good) is Reason.REVOKED
+
+
+def test_lists_below_a_root(files: dict[str, bytes], ca: Authority, verdict: Callable[..., Reason | None]) -> None:
+    """An intermediate alone will do without lists; with one OpenSSL would refuse everybody, so it is told."""
+    lower = ca.intermediate("Lower CA")
+    lists = {**files, "lower": lower.pem, "one": lower.revoke()}
+    assert verdict(snapshot.build(bundle(lists, site(("lower",))), 1, None), lower.issue()) is None
+    (problem,) = problems(bundle(lists, site(("lower",), ("one",))))
+    assert problem.path == "sites[0].clients.crl"
+    assert "the CA above 'CN=Lower CA' is not among `ca`: add 'CN=First CA' there" in problem.sentence
+
+
 @pytest.mark.parametrize("content", [b"<html>", b"-----BEGIN X509 CRL-----\nMIIB\n-----END X509 CRL-----\n"])
 def test_a_list_that_cannot_be_read(files: dict[str, bytes], content: bytes) -> None:
     """A revocation list that is none stops a start; nobody is let in unchecked."""

@@ -1,6 +1,6 @@
 """A certificate, a CA or a revocation list that ends soon is told at the start, after a reload, and by `check`.
 
-That it is told daily, `test_reminders` sees; that an expired list refuses everybody, `test_a_stranger_gets_400`.
+That it is told daily, `test_reminders` sees; that a list refuses everybody once it has expired, `test_tls`.
 """
 
 import signal
