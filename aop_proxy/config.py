@@ -66,6 +66,7 @@ def _settings(configuration: ConfigurationPart) -> Settings:
         workers=configuration.workers,
         timeouts=model.Timeouts(**dict(configuration.timeouts)),
         limits=model.Limits(**dict(configuration.limits)),
+        reload=model.Reload(**dict(configuration.reload)),
         log=model.Log(None if log.format == "auto" else log.format, log.level, log.refusals_per_second),
         user=configuration.user,
     )

@@ -92,6 +92,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Reload:
+    """When to reload without being asked."""
+
+    watch: float | None = None
+    """Seconds between two looks at every file; None means: not at all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """How to log. `format` None means: text on a terminal, else JSON."""
 
@@ -113,6 +121,7 @@ class Settings:
     """None means: one per usable CPU."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
+    reload: Reload = field(default_factory=Reload)
     log: Log = field(default_factory=Log)
     user: str | None = None
 

@@ -237,6 +237,12 @@ class LimitsPart(Part):
     handshake_bytes: _HandshakeBytes = _key("16KiB", description="What a client may send before it is authenticated")
 
 
+class ReloadPart(Part):
+    """When to reload without being asked."""
+
+    watch: _Duration | None = _key(None, description="How often to compare the content of every file; left out: never")
+
+
 class LogPart(Part):
     """What is logged, and how."""
 
@@ -262,6 +268,7 @@ class ConfigurationPart(Part):
     workers: _Workers = _key("auto", description="Processes; auto is one per CPU that may be used")
     timeouts: TimeoutsPart = _key({}, description="Deadlines")
     limits: LimitsPart = _key({}, description="Bounds of each worker")
+    reload: ReloadPart = _key({}, description="When to reload without being asked")
     log: LogPart = _key({}, description="What is logged, and how")
     user: _User | None = _key(None, description="User that workers run as")
 

@@ -21,6 +21,7 @@ from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 from aop_proxy.processors import usable_cpus
 from aop_proxy.reminders import Reminders
 from aop_proxy.service_manager import ServiceManager
+from aop_proxy.watch import Watch
 from aop_proxy.worker_process import WorkerProcess
 
 QUICK_DEATH = 10.0
@@ -50,16 +51,16 @@ class Parent:
         self, load: Callable[[], Bundle], bundle: Bundle, log: Log, log_descriptor: int, manager: ServiceManager
     ) -> None:
         """Serve `bundle`; `load` reads it anew for a reload (ConfigurationError says why it cannot be served)."""
-        self._load = load
         self._bundle = bundle
         self._log = log
         self._log_descriptor = log_descriptor
         self._manager = manager
         self._generation = 1
         self._workers: dict[int, WorkerProcess] = {}
-        self._watchers: dict[int, asyncio.Task[None]] = {}
+        self._replacing: dict[int, asyncio.Task[None]] = {}
         self._listeners: list[list[Listener]] = []
         self._changing = asyncio.Lock()
+        self._watch = Watch(load, bundle)
         self._reminders = Reminders(log)
         self._ended: asyncio.Future[ExitCode]
 
@@ -78,7 +79,10 @@ class Parent:
             self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
             self._manager.ready(self._status())
             stopping = loop.create_task(stop_asked.wait())
-            beside = [loop.create_task(task) for task in (self._reminders.keep_telling(), self._feed_watchdog())]
+            beside = [
+                loop.create_task(task)
+                for task in (self._reminders.keep_telling(), self._feed_watchdog(), self._watch_files())
+            ]
             await _first(stopping, self._ended)
             for task in (stopping, *beside):
                 task.cancel()
@@ -112,7 +116,7 @@ class Parent:
         await self._prepare(started, self._bundle, self._generation, announce=True)
         await asyncio.gather(*(worker.ask(Commit()) for worker in started))
         for worker in started:
-            self._watch(worker)
+            self._keep_replacing(worker)
 
     async def _spawn(self, number: int) -> WorkerProcess:
         worker = await WorkerProcess.start(number, self._log_descriptor, self._listeners[number - 1])
@@ -145,8 +149,8 @@ class Parent:
             [Expiry(path, subject, datetime.fromisoformat(end)) for path, subject, end in reply["expiries"]],
         )
 
-    def _watch(self, worker: WorkerProcess) -> None:
-        self._watchers[worker.number] = asyncio.get_running_loop().create_task(self._replace_when_dead(worker))
+    def _keep_replacing(self, worker: WorkerProcess) -> None:
+        self._replacing[worker.number] = asyncio.get_running_loop().create_task(self._replace_when_dead(worker))
 
     async def _replace_when_dead(self, worker: WorkerProcess) -> None:
         """Start a new worker on the same sockets whenever this one dies; give up if it keeps dying."""
@@ -194,11 +198,11 @@ class Parent:
         async with self._changing:
             self._manager.reloading()
             try:
-                bundle = await asyncio.get_running_loop().run_in_executor(None, self._load)
+                bundle = await self._watch.take()
                 _refuse_what_needs_a_restart(self._bundle.settings, bundle.settings)
                 await self._prepare(self._alive(), bundle, self._generation + 1, announce=True)
-            except (ConfigurationError, OSError) as error:
-                problems = [str(problem) for problem in getattr(error, "problems", (error,))]
+            except ConfigurationError as error:
+                problems = [str(problem) for problem in error.problems]
                 self._log.event("error", "reload_failed", problems=problems)
                 self._manager.ready(f"{self._status()}; not reloaded: {problems[0]}")
                 return
@@ -208,6 +212,14 @@ class Parent:
             self._log.configure(bundle.settings.log)
             self._log.event("info", "reloaded", generation=self._generation)
             self._manager.ready(self._status())
+
+    async def _watch_files(self) -> None:
+        """Reload when the files say something new."""
+        while True:
+            async with self._changing:  # a reload may change how often we look
+                interval = self._bundle.settings.reload.watch
+            if await self._watch.sees_change(interval):
+                await self._reload()
 
     def _alive(self) -> list[WorkerProcess]:
         """Those that can be asked; who takes a dead one's place gets the bundle of that time."""
@@ -229,8 +241,8 @@ class Parent:
         await _first(self._ended, timeout=timeouts.drain_delay)
         if self._ended.done():
             return self._ended.result()
-        for watcher in self._watchers.values():
-            watcher.cancel()
+        for task in self._replacing.values():
+            task.cancel()
         for listener in itertools.chain(*self._listeners):
             listener.socket.close()
         drained = asyncio.gather(*(worker.ask(Drain(), limit) for worker in self._alive()))
@@ -247,8 +259,8 @@ class Parent:
         return ExitCode.CUT_CONNECTIONS if cut or lost else ExitCode.DRAINED
 
     async def _kill_all(self) -> None:
-        for watcher in self._watchers.values():
-            watcher.cancel()
+        for task in self._replacing.values():
+            task.cancel()
         await asyncio.gather(*(worker.end() for worker in self._workers.values()))
 
     def _keep(self, task: asyncio.Task[None]) -> None:

@@ -22,7 +22,7 @@ ROOMS = {
     "log": "log telemetry",
     "OpenSSL": "credentials farewell records tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
-    "many connections": "processors service_manager listeners server channel privileges worker worker_process exposure reminders workers admin",
+    "many connections": "processors service_manager watch listeners server channel privileges worker worker_process exposure reminders workers admin",
     "people": "zone_certificates visit judgement probe report demo cli __main__",
 }
 """A module imports only from those that stand before it."""
@@ -126,6 +126,7 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("server", "tls pages policy identity upstream"),
         ("listeners", "server worker channel"),
         ("processors", "model"),
+        ("watch", "listeners workers files config log"),
         ("service_manager", "listeners worker_process workers"),
         ("worker_process", "worker workers snapshot server"),
         ("workers", "tls snapshot connection server relay credentials"),

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 
 from aop_proxy.config import load, load_file
 from aop_proxy.document import parse_document
-from aop_proxy.model import Clients, ConfigurationError, Dial, Limits, Listen, Log, Settings, Site, Timeouts, Upstream
+from aop_proxy.model import (
+    Clients,
+    ConfigurationError,
+    Dial,
+    Limits,
+    Listen,
+    Log,
+    Reload,
+    Settings,
+    Site,
+    Timeouts,
+    Upstream,
+)
 from aop_proxy.notation import upstream
 from aop_proxy.schema import keys
 
@@ -86,6 +98,7 @@ def test_every_key() -> None:
         workers=2,
         timeouts=Timeouts(handshake=5, connect=0.5, idle=300, linger=1.5, drain=3600, drain_delay=5, reload_drain=600),
         limits=Limits(connections=1000, unauthenticated=200, handshake_bytes=32768),
+        reload=Reload(10),
         log=Log("json", "debug", 0.5),
         user="nobody",
     )
@@ -123,7 +136,7 @@ NO_ITEM = "is an empty list: name at least one or leave it out"
         ("wrokers: 1", "wrokers: is not a known key: did you mean `workers`?"),
         (
             "zzz: 1",
-            "zzz: is not a known key: those known here are listen, sites, enforcement, refusal, unknown_hosts, workers, timeouts, limits, log, user",
+            "zzz: is not a known key: those known here are listen, sites, enforcement, refusal, unknown_hosts, workers, timeouts, limits, reload, log, user",
         ),
         (r'"wor\nkers": 1', r'"wor\nkers": is not a known key: did you mean `workers`?'),
         ("workers: [1]", "workers: must be one value, not a list: write it without brackets or keys"),

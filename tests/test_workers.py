@@ -341,6 +341,53 @@ def test_a_reload_where_the_working_directory_is_gone(site: Config, tmp_path: Pa
         assert has(log, "reloaded", "reload_failed", timeout=0.5)
 
 
+def swap(link: Path, target: Path) -> None:
+    """Point a symbolic link elsewhere in one step, as deployments and mounted secrets do."""
+    link.with_suffix(".new").symlink_to(target)
+    link.with_suffix(".new").rename(link)
+
+
+def test_files_are_watched(
+    config: Config, site: Config, client_credentials: CredentialFiles, server_authority: Authority, tmp_path: Path
+) -> None:
+    """With `reload.watch` a swapped link to a certificate and a changed configuration are noticed."""
+    renewed = server_authority.issue_server("renewed.example").write(tmp_path, "server")
+    live = tmp_path / "live"
+    live.mkdir()
+    names = {"certificate": renewed.certificate, "private_key": renewed.private_key}
+    for name in names:
+        swap(live / name, Path(site[name]))
+    linked: Config = {**site, **{name: str(live / name) for name in names}}
+    watched: Config = {**config, "reload": {"watch": "200ms"}, "sites": [linked]}
+    with Proxy(watched) as proxy:
+        for name, target in names.items():
+            swap(live / name, target)
+        assert proxy.log.wait_until(lambda: bool(proxy.events("reloaded")), PATIENCE)
+        with TlsClient(proxy.address, client_context(client_credentials)) as client:
+            client.handshake()
+            assert client.tls.getpeercert(True) == renewed_der(renewed)
+        before = len(proxy.events("reloaded"))
+        proxy.write_config({**watched, "reload": {}})
+        proxy.wait_for("reloaded", count=before + 1)
+        proxy.write_config(config)
+        assert not has(proxy.log, "reloaded", count=before + 2, timeout=0.5), "it is watched no longer"
+
+
+def test_a_broken_file_is_told_once(config: Config, site: Config, tmp_path: Path) -> None:
+    """Not at every look, whether the parent or a worker finds it; mended, it is taken."""
+    bad = tmp_path / "bad.pem"
+    bad.write_text("<html>")
+    watched = {**config, "reload": {"watch": "50ms"}}
+    mistakes: list[Config] = [{"nonsense": 1}, {"sites": [{**site, "clients": {"ca": [str(bad)]}}]}]
+    with Proxy(watched) as proxy:
+        for number, wrong in enumerate(mistakes, 1):
+            proxy.write_config({**watched, **wrong})
+            proxy.wait_for("reload_failed", count=number)
+            assert not has(proxy.log, "reload_failed", count=number + 1, timeout=0.3)
+        proxy.write_config({**watched, "unknown_hosts": "reject"})
+        proxy.wait_for("reloaded")
+
+
 @needs_root
 def test_a_reload_under_another_user(
     config: Config, site: Config, client_credentials: CredentialFiles, tmp_path: Path
