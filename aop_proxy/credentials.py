@@ -128,6 +128,14 @@ def read_revocation_lists(path: str, pem: bytes, findings: Findings) -> list[x50
     return lists
 
 
+def is_signed_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+    """Whether a revocation list is this CA's: by its name, and by its signature."""
+    try:
+        return crl.issuer == authority.subject and crl.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except UNREADABLE:
+        return False
+
+
 def _read_certificates(path: str, pem: bytes, findings: Findings) -> list[x509.Certificate]:
     blocks = [b.group(0) for b in _BLOCK.finditer(pem) if b.group(1) in (b"CERTIFICATE", b"X509 CERTIFICATE")]
     if not blocks:

@@ -137,22 +137,34 @@ class _Builder:
                 for crl in found
                 if crl.next_update_utc is not None
             )
+        if clients.crl:
+            self._judge_coverage(f"{path}.crl", authorities, lists)
+        return lists
+
+    def _judge_coverage(
+        self, path: str, authorities: list[x509.Certificate], lists: list[x509.CertificateRevocationList]
+    ) -> None:
+        """OpenSSL looks every CA of a chain up, to the root, or none: where one list is missing it refuses everybody."""
         issuers = [crl.issuer for crl in lists]
         subjects = [authority.subject for authority in authorities]
-        for authority in authorities if clients.crl else []:
+        for authority in authorities:
+            name = repr(authority.subject.rfc4514_string())
             if authority.subject not in issuers:
                 self._findings.problem(
-                    f"{path}.crl",
-                    f"there is no CRL of {authority.subject.rfc4514_string()!r}, but OpenSSL checks every CA of a site"
-                    " or none: add its CRL, or give that CA a site of its own (Cloudflare publishes none)",
+                    path,
+                    f"there is no CRL of {name}, but OpenSSL checks every CA of a site or none: add its CRL, or give that"
+                    " CA a site of its own (Cloudflare publishes none)",
+                )
+            elif not any(credentials.is_signed_by(crl, authority) for crl in lists):
+                self._findings.problem(
+                    path, f"the CRL of {name} is signed by another key than that CA's: name the one that belongs to it"
                 )
             if authority.issuer not in subjects:
                 self._findings.problem(
-                    f"{path}.crl",
-                    f"OpenSSL checks CRLs up to a root, and the CA above {authority.subject.rfc4514_string()!r} is not"
-                    f" among `ca`: add {authority.issuer.rfc4514_string()!r} there, and its CRL here",
+                    path,
+                    f"OpenSSL checks CRLs up to a root, and the CA above {name} is not among `ca`: add"
+                    f" {authority.issuer.rfc4514_string()!r} there, and its CRL here",
                 )
-        return lists
 
     def _server_credentials(self, path: str, site: Site) -> credentials.ServerCredentials | None:
         password_file = site.private_key_password_file
