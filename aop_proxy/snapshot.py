@@ -144,7 +144,7 @@ class _Builder:
     def _judge_coverage(
         self, path: str, authorities: list[x509.Certificate], lists: list[x509.CertificateRevocationList]
     ) -> None:
-        """OpenSSL looks every CA of a chain up, to the root, or none: where one list is missing it refuses everybody."""
+        """OpenSSL looks up every CA of a chain, to its root, or none; where a list is missing it refuses everybody."""
         issuers = [crl.issuer for crl in lists]
         subjects = [authority.subject for authority in authorities]
         for authority in authorities:
@@ -152,8 +152,8 @@ class _Builder:
             if authority.subject not in issuers:
                 self._findings.problem(
                     path,
-                    f"there is no CRL of {name}, but OpenSSL checks every CA of a site or none: add its CRL, or give that"
-                    " CA a site of its own (Cloudflare publishes none)",
+                    f"there is no CRL of {name}, but OpenSSL checks every CA of a site or none: add its CRL, or give"
+                    " that CA a site of its own (Cloudflare publishes none)",
                 )
             elif not any(credentials.is_signed_by(crl, authority) for crl in lists):
                 self._findings.problem(
