@@ -12,11 +12,12 @@ import socket
 import ssl
 import traceback
 from dataclasses import replace
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from aop_proxy import pages, proxy_protocol
 from aop_proxy.endpoint import MORE_FOLLOWS, Endpoint, format_address
-from aop_proxy.farewell import Buffer, seal_farewell
+from aop_proxy.farewell import seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
 from aop_proxy.model import Dial, Upstream
 from aop_proxy.policy import OVERLOOKED
@@ -40,15 +41,29 @@ _HTTP_METHOD = re.compile(rb"[A-Z]{1,32} ")
 _START_OF_METHOD = re.compile(rb"[A-Z]{1,32}")
 _SILENCE = Refused(Reason.CLIENT_SILENT, None, b"")
 _NO_PROXY_HEADER = Refused(Reason.PROXY_HEADER_INVALID, None, b"")
+_TOO_MANY = Refused(Reason.TOO_MANY_CONNECTIONS, None, b"")
 _GARBAGE = Refused(Reason.HANDSHAKE_FAILED, None, b"")
+
+
+class Stage(IntEnum):
+    """How far a client has come that is not authenticated. Where room is needed, it is that of the first of these.
+
+    To be answered costs a signature of ours, so that clients never come to that stage as fast as to those before: who
+    is only waiting for its own flight to reach us is not pushed out by a flood.
+    """
+
+    SILENT = 0
+    REFUSED = 1
+    SPEAKING = 2
+    ANSWERED = 3
 
 
 class Connection:
     """One client's connection."""
 
     __slots__ = (
-        "_client", "_gate", "_has_begun", "_is_proxied", "_loop", "_proxied", "_relay", "_server", "_settings",
-        "_snapshot", "_task", "deadline", "ended_by_us", "heard", "record", "waiting_since",
+        "_allowance", "_client", "_gate", "_has_begun", "_is_proxied", "_loop", "_proxied", "_relay",
+        "_server", "_settings", "_snapshot", "_task", "deadline", "ended_by_us", "record", "stage", "waiting_since",
     )  # fmt: skip
 
     def __init__(self, server: "Server", client: socket.socket, address: str, *, is_proxied: bool = False) -> None:
@@ -63,8 +78,8 @@ class Connection:
         self.deadline: float | None = self._loop.time() + self._settings.timeouts.handshake
         """When the server is to end the handshake, from the first byte to the last, or the leave-taking; None between
         the two. A timer for each would cost more than the server's look at all of them."""
-        self.heard = 0
-        """Bytes received before the handshake was over."""
+        self._allowance = self._settings.limits.handshake_bytes
+        self.stage = Stage.SILENT
         self.ended_by_us: Reason | None = None
         self._has_begun = False
         self._is_proxied = is_proxied
@@ -105,7 +120,7 @@ class Connection:
 
     def give_up(self) -> None:
         """End a client that took too long over its handshake, or over taking leave."""
-        silent = Reason.HANDSHAKE_TIMEOUT if self.heard else Reason.CLIENT_SILENT
+        silent = Reason.CLIENT_SILENT if self.stage is Stage.SILENT else Reason.HANDSHAKE_TIMEOUT
         self.end(self.ended_by_us or silent)
 
     @property
@@ -123,7 +138,7 @@ class Connection:
         return self._relay.active_at if self._relay is not None else self.waiting_since
 
     async def _walk(self) -> Reason:
-        outcome = await self._shake_hands()
+        outcome = await self._arrive()
         self.deadline = None
         if isinstance(outcome, Refused):
             return await self._turn_away(outcome)
@@ -151,17 +166,30 @@ class Connection:
         reason = relay.finished.result()
         return await self._last_words(b"", reason) if relay.client_may_be_sending else reason
 
+    async def _arrive(self) -> Accepted | Refused:
+        """From the first byte to the end of the handshake, if this client's address has not too many under way."""
+        if self._is_proxied and (refused := await self._receive_proxy_header()):
+            return refused
+        at_most = self._settings.limits.handshakes_per_address
+        if at_most is None:
+            return await self._shake_hands()
+        host, _ = self._source()
+        if not self._server.addresses.enter(host, at_most):
+            return _TOO_MANY
+        try:
+            return await self._shake_hands()
+        finally:
+            self._server.addresses.leave(host)
+
     async def _shake_hands(self) -> Accepted | Refused:
-        """From the first byte to a verified certificate, or to the refusal that OpenSSL decided."""
-        if self._is_proxied and not await self._receive_proxy_header():
-            return _NO_PROXY_HEADER
-        seen = bytes(await self._receive_handshake())
+        """From the first byte of TLS to a verified certificate, or to the refusal that OpenSSL decided."""
+        seen = await self._receive_handshake()
         if seen[:1] != TLS_HANDSHAKE_RECORD:
             return await self._answer_in_clear(seen) if seen else _SILENCE
         name_context = self._snapshot.name_reading_context
         if name_context is not None:
             reader = NameReader(name_context)
-            fresh: Buffer = seen
+            fresh = seen
             while not reader.feed(fresh):
                 fresh = await self._receive_handshake()
                 if not fresh:
@@ -182,7 +210,9 @@ class Connection:
         try:
             outcome = session.handshake(seen)
             while outcome is None:
-                await self._client.send(session.take_output())
+                if answer := session.take_output():
+                    self._server.note_stage(self, Stage.ANSWERED)
+                    await self._client.send(answer)
                 fresh = await self._receive_handshake()
                 if not fresh:
                     return _GARBAGE
@@ -205,20 +235,21 @@ class Connection:
             return _NO_PROXY_HEADER  # from somewhere that is not listed for it
         return Refused(Reason.PLAIN_HTTP, None, pages.page(Reason.PLAIN_HTTP, self.record.reference))
 
-    async def _receive_proxy_header(self) -> bool:
+    async def _receive_proxy_header(self) -> Refused | None:
         """Read exactly the header that a listed proxy must send first; not one byte of the TLS behind it."""
         seen = bytearray()
         while isinstance(outcome := proxy_protocol.parse(seen), proxy_protocol.Incomplete):
             received = await self._client.receive(self._server.buffers.ciphertext[: outcome.wanted])
             if not received:
-                return False
+                return _NO_PROXY_HEADER if seen else _SILENCE  # the second is how load balancers look after our health
+            self._note_heard()
             seen += received
         if isinstance(outcome, proxy_protocol.Invalid):
-            return False
+            return _NO_PROXY_HEADER
         self._proxied = outcome.header
         if outcome.header.source is not None:
             self.record.client = format_address(outcome.header.source)
-        return True
+        return None
 
     def _take_note(self, session: TlsSession, outcome: Accepted | Refused) -> None:
         record = self.record
@@ -286,7 +317,7 @@ class Connection:
         if upstream.proxy_protocol is None:
             return b""
         header = proxy_protocol.Header(
-            self._proxied.source or self._client.socket.getpeername()[:2],
+            self._source(),
             self._proxied.destination or self._client.socket.getsockname()[:2],
         )
         if upstream.proxy_protocol == "v1":
@@ -316,6 +347,7 @@ class Connection:
     async def _turn_away(self, refused: Refused) -> Reason:
         """Say why in a sealed page if that is allowed, else with OpenSSL's alert; one of the two, never both."""
         self.ended_by_us = refused.reason  # also for a client that does not stay to hear it
+        self._server.note_stage(self, Stage.REFUSED)
         farewell = refused.output
         if refused.sealing is not None:
             asked = refused.asked or await self._is_asked()
@@ -327,6 +359,7 @@ class Connection:
     async def _explain(self, accepted: Accepted, reason: Reason, heard: bytes) -> Reason:
         """Send a page on a live session whose client is not served, and read nothing more of it."""
         self.ended_by_us = reason
+        self._server.note_stage(self, Stage.REFUSED)
         asked = bool(heard) or await self._is_asked()
         page = pages.page(reason, self.record.reference, accepted.alpn, asked=asked)
         sealed = accepted.session.encrypt(memoryview(page))
@@ -346,11 +379,21 @@ class Connection:
             await self._client.take_leave(self._server.buffers.ciphertext, MAX_LINGER_BYTES)
         return reason
 
-    async def _receive_handshake(self) -> memoryview:
-        """What the client sent before its handshake is over; empty at its end, and where its allowance ends."""
-        allowance = self._settings.limits.handshake_bytes - self.heard
-        received = await self._client.receive(self._server.buffers.ciphertext[:allowance])
-        if not self.heard:
-            self._server.note_heard(self)
-        self.heard += len(received)
-        return received
+    def _note_heard(self) -> None:
+        if self.stage is Stage.SILENT:
+            self._server.note_stage(self, Stage.SPEAKING)
+
+    def _source(self) -> tuple[str, int]:
+        """Where the client is: what the proxy before us says, if it says anything."""
+        host, port = self._proxied.source or self._client.socket.getpeername()[:2]
+        return host, port
+
+    async def _receive_handshake(self) -> bytes:
+        """What a client sent in its handshake, when it is its turn; empty at its end, and where its allowance ends."""
+        received = await self._client.receive(self._server.buffers.ciphertext[: self._allowance])
+        if received:
+            self._allowance -= len(received)
+            self._note_heard()
+        fresh = bytes(received)  # the buffer is everybody's, and others will read before this is looked at
+        await self._server.turns.take()
+        return fresh

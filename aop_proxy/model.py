@@ -84,10 +84,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds per worker. None means: derived from the descriptor limit."""
+    """Bounds per worker. None means: as the server thinks best."""
 
     connections: int | None = None
     unauthenticated: int | None = None
+    handshakes_per_turn: int | None = None
+    """Steps, in a turn of the event loop."""
+    handshakes_per_address: int | None = None
+    """Under way at a time, IPv6 by /64; None means any number."""
     handshake_bytes: int = 16 * 1024
 
 

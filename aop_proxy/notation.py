@@ -73,12 +73,16 @@ def size(smallest: int, largest: int) -> Callable[[str], int]:
 
 def automatic(largest: int) -> Callable[[str], int | None]:
     """None for `auto`, or a whole number from 1."""
+    parse_number = count(largest, "`auto` or ")
+    return lambda text: None if text == "auto" else parse_number(text)
 
-    def parse(text: str) -> int | None:
-        if text == "auto":
-            return None
+
+def count(largest: int, otherwise: str = "") -> Callable[[str], int]:
+    """A whole number from 1; `otherwise` names what else may be written."""
+
+    def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text) or not 1 <= int(text) <= largest:
-            raise ValueError(f"{quoted(text)} is not possible: write `auto` or a whole number from 1 to {largest}")
+            raise ValueError(f"{quoted(text)} is not possible: write {otherwise}a whole number from 1 to {largest}")
         return int(text)
 
     return parse

@@ -88,6 +88,12 @@ _Rate = Annotated[
 ]
 _Workers = Annotated[int | None, *_automatic(256)]
 _Connections = Annotated[int | None, *_automatic(1_000_000)]
+_HandshakesPerTurn = Annotated[int | None, *_automatic(64)]
+_HandshakesPerAddress = Annotated[
+    int,
+    _written(notation.count(1_000_000)),
+    _text_or_number("a whole number", "^[0-9]+$", {"type": "integer", "minimum": 1, "maximum": 1_000_000}),
+]
 _User = Annotated[
     str, _written(notation.user), _text_or_number("a user's name or number", "^.+$", {"type": "integer", "minimum": 0})
 ]
@@ -230,10 +236,16 @@ class TimeoutsPart(Part):
 
 
 class LimitsPart(Part):
-    """Bounds of each worker; `auto` is derived from the descriptor limit."""
+    """Bounds of each worker; `auto` is what suits the descriptor limit."""
 
     connections: _Connections = _key("auto", description="Authenticated connections at a time")
     unauthenticated: _Connections = _key("auto", description="Connections without a finished handshake at a time")
+    handshakes_per_turn: _HandshakesPerTurn = _key(
+        "auto", description="Handshake steps before other connections have their turn"
+    )
+    handshakes_per_address: _HandshakesPerAddress | None = _key(
+        None, description="Handshakes under way at a time from one client address, IPv6 by /64; more are closed"
+    )
     handshake_bytes: _HandshakeBytes = _key("16KiB", description="What a client may send before it is authenticated")
 
 

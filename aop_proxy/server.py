@@ -1,12 +1,13 @@
 """Many connections in one worker: accept, limits, back-off, idle ends, drain. Must not know what a connection does.
 
-Accepting never waits for a handshake. Unauthenticated clients have a cap of their own, past which the oldest silent one
-is closed, so that a flood of them keeps no authenticated client out.
+Accepting never waits for a handshake. Unauthenticated clients have a cap of their own, past which one is closed that
+has come least far, the oldest silent one first, so that a flood of them keeps no authenticated client out.
 """
 
 import asyncio
 import errno
 import functools
+import itertools
 import resource
 import socket
 import traceback
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from aop_proxy.connection import Connection
+from aop_proxy.connection import Connection, Stage
 from aop_proxy.endpoint import Listener, format_address
 from aop_proxy.log import Log
 from aop_proxy.model import Limits
 from aop_proxy.poller import make_poller
+from aop_proxy.quotas import Addresses, Turns
 from aop_proxy.reasons import Reason
 from aop_proxy.relay import Buffers
 from aop_proxy.snapshot import Snapshot
@@ -37,6 +39,8 @@ _RESERVED_DESCRIPTORS = 64
 """For the process itself: listeners, pipes, event loop, name resolution, reloads."""
 _MAX_AUTO_CONNECTIONS = 16384
 _MAX_AUTO_UNAUTHENTICATED = 1024
+_AUTO_HANDSHAKES_PER_TURN = 4
+"""A step takes 0.3 to 1 ms, and requests on kept connections wait behind so many."""
 _OUT_OF_CAPACITY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -66,10 +70,11 @@ class Server:
         self._records = ConnectionLog(log, number, snapshot.settings.log.refusals_per_second)
         self.buffers = Buffers()
         self.poller = make_poller(loop)
+        self.turns = Turns(loop, _AUTO_HANDSHAKES_PER_TURN)
+        self.addresses = Addresses()
         loop.set_exception_handler(self._tell_of_a_bug)
         self._listeners: list[Listener] = []
-        self._silent: dict[Connection, None] = {}
-        self._handshaking: dict[Connection, None] = {}
+        self._strangers: dict[Stage, dict[Connection, None]] = {stage: {} for stage in Stage}
         self._admitted: set[Connection] = set()
         self._retiring: dict[int, float] = {}
         """By when the connections of a generation of before a reload are to end, where `reload_drain` is set."""
@@ -86,7 +91,10 @@ class Server:
         self._records.rate = snapshot.settings.log.refusals_per_second
         self._proxies = [tuple(map(ip_network, listen.proxy_protocol_from)) for listen in snapshot.settings.listen]
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 2 * len(snapshot.gates)  # key logs, old and new
+        self.turns.at_most = snapshot.settings.limits.handshakes_per_turn or _AUTO_HANDSHAKES_PER_TURN
         self._capacity = capacity(snapshot.settings.limits, descriptors)
+        # None are to be pushed out by those who come in the same turn, before a byte of theirs is looked at.
+        self._accepts_per_turn = min(ACCEPTS_PER_TURN, max(self._capacity.unauthenticated // 4, 1))
         patience = snapshot.settings.timeouts.reload_drain
         if patience is not None:
             for connection in self._everybody():
@@ -104,33 +112,36 @@ class Server:
 
     # What a connection tells.
 
-    def note_heard(self, connection: Connection) -> None:
-        """`connection` has sent its first bytes."""
-        if self._silent.pop(connection, 0) is None:
-            self._handshaking[connection] = None
+    def note_stage(self, connection: Connection, stage: Stage) -> None:
+        """`connection` has come to this stage, unless it is authenticated."""
+        if self._strangers[connection.stage].pop(connection, 0) is None:
+            self._strangers[stage][connection] = None
+            connection.stage = stage
 
     def admit(self, connection: Connection) -> bool:
         """Count `connection` as authenticated; False if there are too many, and it stays with those that are not."""
         if len(self._admitted) >= self._capacity.connections:
             return False
-        self._handshaking.pop(connection, None)
+        self._strangers[connection.stage].pop(connection, None)
         self._admitted.add(connection)
         return True
 
     def forget(self, connection: Connection) -> None:
         """`connection` has ended: its record is complete."""
-        self._silent.pop(connection, None)
-        self._handshaking.pop(connection, None)
+        self._strangers[connection.stage].pop(connection, None)
         self._admitted.discard(connection)
         self._records.write(connection.record)
         if not self._count():
             self._empty.set()
 
     def _count(self) -> int:
-        return len(self._silent) + len(self._handshaking) + len(self._admitted)
+        return self._count_strangers() + len(self._admitted)
+
+    def _count_strangers(self) -> int:
+        return sum(map(len, self._strangers.values()))
 
     def _everybody(self) -> list[Connection]:
-        return [*self._silent, *self._handshaking, *self._admitted]
+        return [*itertools.chain(*self._strangers.values()), *self._admitted]
 
     # Accepting.
 
@@ -146,7 +157,12 @@ class Server:
             self.poller.stop_reading(listener.socket.fileno())
         self.loop.call_later(self._back_off, self._resume)
 
-    def _acceptable(self, listener: Listener, at_most: int = ACCEPTS_PER_TURN) -> None:
+    def _acceptable(self, listener: Listener) -> None:
+        # Where handshakes wait for their turn, newcomers wait better in the kernel's queue: accepted, they would push
+        # out who has waited longest. But one a turn comes in: who feeds us byte by byte is to keep nobody out.
+        self._accept(listener, 1 if self.turns.is_any_waiting else self._accepts_per_turn)
+
+    def _accept(self, listener: Listener, at_most: int) -> None:
         for _ in range(at_most):
             try:
                 client, address = listener.socket.accept()
@@ -162,17 +178,18 @@ class Server:
 
     def _begin(self, client: socket.socket, address: tuple[str, int], place: int) -> None:
         client.setblocking(False)
-        if len(self._silent) + len(self._handshaking) >= self._capacity.unauthenticated:
+        if self._count_strangers() >= self._capacity.unauthenticated:
             self._evict()
         proxies = self._proxies[place]
         is_proxied = bool(proxies) and any(ip_address(address[0]) in network for network in proxies)
-        self._silent[Connection(self, client, format_address(address), is_proxied=is_proxied)] = None
+        connection = Connection(self, client, format_address(address), is_proxied=is_proxied)
+        self._strangers[connection.stage][connection] = None
 
     def _evict(self) -> None:
-        """Close the oldest client that has said nothing, or, if all have, the oldest of those."""
-        for waiting in (self._silent, self._handshaking):
-            for connection in waiting:
-                del waiting[connection]
+        """Close the oldest of those who have come least far."""
+        for strangers in self._strangers.values():
+            for connection in strangers:
+                del strangers[connection]
                 connection.give_up()
                 return
 
@@ -211,7 +228,7 @@ class Server:
     async def drain(self) -> int:
         """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""
         for listener in self._listeners:
-            self._acceptable(listener, EVERYBODY)  # who is in the queue by now has been promised a connection
+            self._accept(listener, EVERYBODY)  # who is in the queue by now has been promised a connection
             self.poller.forget(listener.socket.fileno())
             listener.socket.close()
         self._listeners = []
@@ -240,7 +257,7 @@ class Server:
     def _end_silent(self) -> None:
         """End who has said nothing yet."""
         now = self.loop.time()
-        for connection in list(self._silent):
+        for connection in list(self._strangers[Stage.SILENT]):
             if now - connection.record.started >= SILENT_BEFORE_DRAIN:
                 connection.end(Reason.CLIENT_SILENT)
 

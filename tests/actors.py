@@ -36,7 +36,7 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 GET_AND_CLOSE = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 14\r\n\r\nbackend's word"
 
-ONE_WORKER = {"workers": 1, "log": {"format": "json", "refusals_per_second": 1000}}
+ONE_WORKER: dict[str, Any] = {"workers": 1, "log": {"format": "json", "refusals_per_second": 1000}}
 """Configuration beside `sites` for tests that look at the log: every refusal has its line."""
 
 Event = dict[str, Any]

@@ -250,7 +250,7 @@ def test_a_refused_client_that_resets(serve: Serve) -> None:
     server = serve()
     client = TlsClient(server.address, client_context())
     client.handshake()
-    while server.loop.call(lambda: [one.record.cipher for one in server.server._handshaking]) in ([], [None]):
+    while server.loop.call(lambda: [one.record.cipher for one in server.server._everybody()]) in ([], [None]):
         pass
     client.reset()
     assert [the_record(server)[name] for name in ("reason", "verdict")] == ["no_certificate", "refused"]
@@ -317,7 +317,8 @@ def test_plain_http(serve: Serve, backend: RecordingBackend, request_line: bytes
 
 def heard(server: InProcessServer) -> int:
     """How many bytes clients have been heard to say."""
-    return sum(connection.heard for connection in server.server._handshaking)
+    whole = server.server.snapshot.settings.limits.handshake_bytes
+    return sum(whole - connection._allowance for connection in server.server._everybody())
 
 
 @pytest.mark.parametrize(

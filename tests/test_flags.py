@@ -53,7 +53,7 @@ def test_every_flag() -> None:
         unknown_hosts="reject",
         workers=3,
         timeouts=Timeouts(1, 2, 3, 4, 5),
-        limits=Limits(6, 7, 8192),
+        limits=Limits(6, 7, 8, 9, 8192),
         log=Log("text", "error", 9),
         user="nobody",
     )
@@ -63,7 +63,8 @@ def test_every_flag() -> None:
         f" --client-fingerprint {fingerprint} --client-name n.a --client-name m.a --host a.b --host *.a.b"
         " --alpn h2 --alpn http/1.1 --dial eager --refusal alert --unknown-hosts reject --workers 3"
         " --timeout-handshake 1s --timeout-connect 2s --timeout-idle 3s --timeout-linger 4s --timeout-drain 5s"
-        " --limit-connections 6 --limit-unauthenticated 7 --limit-handshake-bytes 8KiB"
+        " --limit-connections 6 --limit-unauthenticated 7 --limit-handshakes-per-turn 8"
+        " --limit-handshakes-per-address 9 --limit-handshake-bytes 8KiB"
         " --log-format text --log-level error --log-refusals-per-second 9 --user nobody"
     )
 

@@ -28,7 +28,7 @@ from actors import (
 )
 from aop_proxy import server as server_module
 from aop_proxy import snapshot
-from aop_proxy.connection import QUESTION_PATIENCE
+from aop_proxy.connection import QUESTION_PATIENCE, Stage
 from aop_proxy.endpoint import Listener
 from aop_proxy.model import Limits
 from aop_proxy.reasons import Reason
@@ -165,12 +165,12 @@ def test_who_began_to_speak_goes_last(serve: Serve) -> None:
     with contextlib.ExitStack() as stack:
         speaking, idle = silent(server, 2, stack)
         speaking.sendall(b"\x16\x03\x01")
-        while server.loop.call(lambda: len(server.server._handshaking)) < 1:
+        while server.loop.call(lambda: len(server.server._strangers[Stage.SPEAKING])) < 1:
             pass
         third = silent(server, 1, stack)[0]
         assert is_closed(idle)
         third.sendall(b"\x16\x03\x01")
-        while server.loop.call(lambda: len(server.server._handshaking)) < 2:
+        while server.loop.call(lambda: len(server.server._strangers[Stage.SPEAKING])) < 2:
             pass
         silent(server, 1, stack)
         assert is_closed(speaking)
@@ -213,7 +213,7 @@ def test_who_must_leave_takes_nobody_with_it(serve: Serve, client_credentials: C
     for_us = os.open(os.devnull, os.O_RDONLY)
     with TlsClient(server.address, client_context()) as stranger, contextlib.ExitStack() as stack:
         stranger.handshake()
-        while server.loop.call(lambda: [one.record.cipher for one in server.server._handshaking]) in ([], [None]):
+        while server.loop.call(lambda: [one.record.cipher for one in server.server._everybody()]) in ([], [None]):
             pass
         silent(server, 1, stack)  # for whom the stranger must leave
         server.record(stranger)
@@ -471,7 +471,7 @@ def test_who_never_asked_ends_at_once(serve: Serve, clients: Clients) -> None:
     client = clients(server)
     with contextlib.ExitStack() as stack:
         (idle,) = silent(server, 1, stack)
-        while server.loop.call(lambda: len(server.server._silent)) < 1:
+        while server.loop.call(lambda: len(server.server._strangers[Stage.SILENT])) < 1:
             pass
         assert server.drain() == 0
         assert is_closed(idle)

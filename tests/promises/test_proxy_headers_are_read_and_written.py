@@ -62,6 +62,32 @@ def test_what_is_no_header_is_refused(listed: Proxy, backend: RecordingBackend, 
     assert [] == backend.connections
 
 
+@pytest.mark.parametrize(
+    ("said", "then", "reason", "level"),
+    [
+        (b"", "silence", "client_silent", "debug"),
+        (b"", "end", "client_silent", "debug"),
+        (b"PROXY TCP4 1.2.3.4", "silence", "handshake_timeout", "info"),
+        (b"PROXY TCP4 1.2.3.4", "end", "proxy_header_invalid", "info"),
+    ],
+)
+def test_headers_that_do_not_come(
+    site: dict[str, Any], backend: RecordingBackend, said: bytes, then: str, reason: str, level: str
+) -> None:
+    """The handshake's deadline is the header's too; a balancer that only looks whether we are there makes no noise."""
+    listen = {"address": "127.0.0.1:0", "proxy_protocol_from": ["127.0.0.0/8"]}
+    log = {"format": "json", "level": "debug"}
+    config = {"workers": 1, "log": log, "listen": [listen], "timeouts": {"handshake": "300ms"}, "sites": [site]}
+    with Proxy(config) as proxy, socket.create_connection(proxy.address, 10) as end:
+        end.sendall(said)
+        if then == "end":
+            end.shutdown(socket.SHUT_WR)
+        assert b"" == end.recv(1000)
+        record = proxy.wait_for("connection")
+        assert [reason, level] == [record["reason"], record["level"]]
+        assert [] == backend.connections
+
+
 @pytest.mark.parametrize("header", [encode_v1(HEADER), encode_v2(HEADER)])
 def test_a_header_from_elsewhere_is_refused(proxy: Proxy, backend: RecordingBackend, header: bytes) -> None:
     """Where no network is listed nobody is believed."""
