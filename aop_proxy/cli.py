@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import aop_proxy
-from aop_proxy import exposure, files, flags, notation, privileges, schema
+from aop_proxy import companion, exposure, files, flags, notation, privileges, schema
 from aop_proxy.expiry import ends_soon
 from aop_proxy.listeners import BindError
 from aop_proxy.log import Log, open_descriptor
-from aop_proxy.model import Bundle, ConfigurationError, Problem
+from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 from aop_proxy.service_manager import ServiceManager
 from aop_proxy.workers import ExitCode, Parent
 
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    own, dashes, backend = _partition(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args(own)
+    if dashes and parsed.command is not _exec:
+        parser.error("only `exec` takes a command behind `--`")
+    parsed.backend = backend
     os.environ.pop("SSLKEYLOGFILE", None)  # OpenSSL 3.5 and newer may read it by itself
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
@@ -38,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.CANNOT_BIND
 
 
+def _partition(arguments: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
+    """What stands before the first `--`, whether there is one, and what stands behind it, of which nothing is ours."""
+    if "--" not in arguments:
+        return arguments, False, ()
+    place = list(arguments).index("--")
+    return arguments[:place], True, arguments[place + 1 :]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aop-proxy", description=aop_proxy.__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {aop_proxy.__version__}")
@@ -46,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="serve until told to stop (SIGTERM drains, SIGHUP reloads)")
     flags.add_arguments(run)
     run.set_defaults(command=_run)
+
+    exec_ = commands.add_parser(
+        "exec",
+        help="run a backend as a child that can be reached through the proxy alone, and both to one end",
+        usage="%(prog)s [-h] [--config FILE | flags as for `run`, but for --upstream] -- COMMAND...",
+        epilog="{socket} in COMMAND becomes the path of a private unix socket, {port} a free loopback port",
+    )
+    flags.add_arguments(exec_, upstream=False)
+    exec_.set_defaults(command=_exec)
 
     check = commands.add_parser("check", help="say everything that is wrong with a configuration; opens no port")
     flags.add_arguments(check)
@@ -87,14 +109,25 @@ def _named(problem: Problem, arguments: argparse.Namespace) -> Problem:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    parent, _, _ = _parent(arguments)
+    return asyncio.run(parent.run())
+
+
+def _exec(arguments: argparse.Namespace) -> int:
+    with companion.place(arguments.backend) as place:
+        parent, settings, log = _parent(arguments, place.upstream)
+        return asyncio.run(companion.Companion(place, settings.user, parent, log).run())
+
+
+def _parent(arguments: argparse.Namespace, own_upstream: str | None = None) -> tuple[Parent, Settings, Log]:
     def load() -> Bundle:
-        return files.read_bundle(flags.load_arguments(arguments))
+        return files.read_bundle(flags.load_arguments(arguments, own_upstream))
 
     manager = ServiceManager(os.environ)
     bundle = load()
     descriptor = open_descriptor()
     log = Log(bundle.settings.log, descriptor)
-    return asyncio.run(Parent(load, bundle, log, descriptor, manager).run())
+    return Parent(load, bundle, log, descriptor, manager), bundle.settings, log
 
 
 def _check(arguments: argparse.Namespace) -> int:

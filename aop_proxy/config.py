@@ -26,13 +26,18 @@ T = TypeVar("T")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def load_file(path: str) -> Settings:
-    """Load a YAML file; ConfigurationError with everything that is wrong with it."""
+def load_file(path: str, own_upstream: str | None = None) -> Settings:
+    """Load a YAML file; ConfigurationError with everything that is wrong with it.
+
+    `own_upstream` is for the sites that name none.
+    """
     try:
         content = read_file(path)
     except ValueError as error:
         raise ConfigurationError(Problem("--config", str(error))) from None
     document, problems = parse_document(content)
+    if own_upstream is not None:
+        problems = [*problems, *_fill_in_upstream(document, own_upstream)]
     return load(document, os.path.dirname(os.path.abspath(path)), problems)
 
 
@@ -50,6 +55,15 @@ def load(document: object, directory: str, problems: Sequence[Problem] = ()) -> 
     if found:
         raise ConfigurationError(*found)
     return _settings(configuration)
+
+
+def _fill_in_upstream(document: object, upstream: str) -> Iterator[Problem]:
+    sites = [site for _, site in _items(document, "sites")] if isinstance(document, dict) else []
+    lacking = [site for site in sites if isinstance(site, dict) and "upstream" not in site]
+    for site in lacking:
+        site["upstream"] = upstream
+    if sites and not lacking:
+        yield Problem("sites", "each name an upstream of their own: leave it out where COMMAND is to answer")
 
 
 def _settings(configuration: ConfigurationPart) -> Settings:

@@ -52,11 +52,14 @@ _LAST_INDEX = re.compile(r"\[[0-9]+\]$")
 _ITEM = re.compile(f"({'|'.join(map(re.escape, _BY_KEY))})(?=\\[[0-9]+\\])")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and the flags that may stand in its place."""
+UPSTREAM = "--upstream"
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, upstream: bool = True) -> None:
+    """Add `--config` and the flags that may stand in its place, but for `--upstream` where that is not asked for."""
     group = parser.add_argument_group("configuration", "a file, or flags in its place")
     group.add_argument("--config", metavar="FILE", help="YAML file with the configuration")
-    for flag in _FLAGS:
+    for flag in (flag for flag in _FLAGS if upstream or flag.name != UPSTREAM):
         group.add_argument(
             flag.name,
             dest=flag.destination,
@@ -77,18 +80,22 @@ def _help(field: FieldInfo) -> str:
     return f"{field.description}{shown}".replace("%", "%%")
 
 
-def load_arguments(arguments: argparse.Namespace) -> Settings:
-    """Load `--config` or the flags; ConfigurationError with everything that is wrong, named by flag."""
+def load_arguments(arguments: argparse.Namespace, own_upstream: str | None = None) -> Settings:
+    """Load `--config` or the flags; ConfigurationError with everything that is wrong, named by flag.
+
+    `own_upstream` is for sites that name none.
+    """
     given = [(flag, value) for flag in _FLAGS if (value := getattr(arguments, flag.destination, None)) is not None]
     if arguments.config is not None:
         if given:
             names = ", ".join(flag.name for flag, _ in given)
             raise ConfigurationError(Problem("--config", f"cannot stand beside {names}: write those into the file"))
-        return load_file(arguments.config)
+        return load_file(arguments.config, own_upstream)
     if not given:
-        required = ", ".join(flag.name for flag in _FLAGS if flag.field.is_required())
+        known = (flag for flag in _FLAGS if hasattr(arguments, flag.destination))
+        required = ", ".join(flag.name for flag in known if flag.field.is_required())
         raise ConfigurationError(Problem("", f"nothing is configured: give --config FILE, or at least {required}"))
-    document: dict[str, Any] = {"sites": [{}]}
+    document: dict[str, Any] = {"sites": [{} if own_upstream is None else {"upstream": own_upstream}]}
     for flag, value in given:
         _put(document, flag.location, value)
     try:

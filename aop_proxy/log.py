@@ -67,12 +67,16 @@ def open_descriptor(standard_error: int = 2) -> int:
     """A descriptor for the log that goes where stderr goes and never blocks.
 
     Opened anew where the kernel can, since O_NONBLOCK belongs to the open file, which a shell may share with us. A
-    socket (as a service manager gives) cannot be, and is ours alone. Where stderr is closed the log goes nowhere.
+    socket (as a service manager gives) cannot be, and is ours alone; a file need not be, since writing to one never
+    waits, and others who write to it (the backend, under `exec`) go on where we end. Where stderr is closed the log
+    goes nowhere.
     """
     try:
         kind = os.fstat(standard_error).st_mode
     except OSError:
         return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    if stat.S_ISREG(kind):
+        return os.dup(standard_error)
     if stat.S_ISSOCK(kind):
         own = os.dup(standard_error)
         os.set_blocking(own, False)

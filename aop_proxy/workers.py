@@ -7,7 +7,7 @@ switch. Standard library and the configuration model only. Must not know connect
 import asyncio
 import itertools
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from enum import IntEnum
 from typing import Any
@@ -63,9 +63,14 @@ class Parent:
         self._watch = Watch(load, bundle)
         self._reminders = Reminders(log)
         self._ended: asyncio.Future[ExitCode]
+        self.stopped_by = signal.SIGTERM
+        """The last signal that asked for the end."""
 
-    async def run(self) -> ExitCode:
-        """Bind, start the workers, serve until a signal says otherwise. Raises ConfigurationError and BindError."""
+    async def run(self, before_serving: Callable[[], Coroutine[Any, Any, None]] | None = None) -> ExitCode:
+        """Bind, start the workers, serve until a signal says otherwise. Raises ConfigurationError and BindError.
+
+        `before_serving` is awaited once everything could be served, before anybody is.
+        """
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         stop_asked = asyncio.Event()
@@ -73,22 +78,32 @@ class Parent:
         self._listeners = self._open_listeners()
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stop_signal, stop_asked)
-            await self._start_all()
-            loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
-            self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
-            self._manager.ready(self._status())
+                loop.add_signal_handler(number, self._stop_signal, number, stop_asked)
+            workers = await self._start_all()
             stopping = loop.create_task(stop_asked.wait())
-            beside = [
-                loop.create_task(task)
-                for task in (self._reminders.keep_telling(), self._feed_watchdog(), self._watch_files())
-            ]
-            await _first(stopping, self._ended)
-            for task in (stopping, *beside):
-                task.cancel()
+            if before_serving is not None:
+                preparing = loop.create_task(before_serving())
+                await _first(preparing, stopping, self._ended)
+                if not preparing.cancel():
+                    preparing.result()
+            if not stopping.done() and not self._ended.done():
+                await self._serve(workers)
+                beside = [
+                    loop.create_task(task)
+                    for task in (self._reminders.keep_telling(), self._feed_watchdog(), self._watch_files())
+                ]
+                await _first(stopping, self._ended)
+                for task in beside:
+                    task.cancel()
+            stopping.cancel()
             return self._ended.result() if self._ended.done() else await self._drain()
         finally:
             await self._kill_all()
+
+    def stop(self) -> None:
+        """End at once, as a second signal does."""
+        if not self._ended.done():
+            self._ended.set_result(ExitCode.CUT_CONNECTIONS)
 
     def _open_listeners(self) -> list[list[Listener]]:
         settings, given = self._bundle.settings, self._manager.descriptors
@@ -110,13 +125,20 @@ class Parent:
 
     # Starting and replacing.
 
-    async def _start_all(self) -> None:
+    async def _start_all(self) -> list[WorkerProcess]:
         numbers = range(1, len(self._listeners) + 1)
         started = await asyncio.gather(*(self._spawn(number) for number in numbers))
         await self._prepare(started, self._bundle, self._generation, announce=True)
-        await asyncio.gather(*(worker.ask(Commit()) for worker in started))
-        for worker in started:
+        return started
+
+    async def _serve(self, workers: Sequence[WorkerProcess]) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(worker.ask(Commit()) for worker in workers))
+        for worker in workers:
             self._keep_replacing(worker)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
+        self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
+        self._manager.ready(self._status())
 
     async def _spawn(self, number: int) -> WorkerProcess:
         worker = await WorkerProcess.start(number, self._log_descriptor, self._listeners[number - 1])
@@ -227,9 +249,10 @@ class Parent:
 
     # Ending.
 
-    def _stop_signal(self, asked: asyncio.Event) -> None:
-        if asked.is_set() and not self._ended.done():  # the second time: at once
-            self._ended.set_result(ExitCode.CUT_CONNECTIONS)
+    def _stop_signal(self, number: signal.Signals, asked: asyncio.Event) -> None:
+        if asked.is_set():  # the second time: at once
+            self.stop()
+        self.stopped_by = number
         asked.set()
 
     async def _drain(self) -> ExitCode:

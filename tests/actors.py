@@ -121,7 +121,8 @@ class Proxy:
     """`aop-proxy run` as a real process, on a port of its own choice; ends with its whole process tree.
 
     Give `config` (a mapping, written as YAML) or `flags`; whichever has no `listen` gets 127.0.0.1:0. `launcher` is a
-    program that runs what follows it, for another environment. `sockets` are handed over as systemd does it.
+    program that runs what follows it, for another environment. `sockets` are handed over as systemd does it. With
+    `backend`, a command, it is `aop-proxy exec`.
     """
 
     def __init__(
@@ -132,7 +133,9 @@ class Proxy:
         env: Mapping[str, str] | None = None,
         launcher: Sequence[str] = (),
         sockets: Sequence[socket.socket] = (),
+        backend: Sequence[str] = (),
     ) -> None:
+        self._backend = backend
         self._env = {**os.environ, **(env or {})}
         self._given = [str(given.fileno()) for given in sockets]
         self._launcher = [*([sys.executable, "-c", _HAND_OVER, ",".join(self._given)] if sockets else []), *launcher]
@@ -145,16 +148,31 @@ class Proxy:
         elif "--listen" not in self.flags:
             self.flags = ["--listen", "127.0.0.1:0", *self.flags]
         self._forgotten = 0
+        self.addresses: list[str] = []
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration file, or replace it before a reload."""
         self.config_path.write_text(yaml.safe_dump({"listen": ["127.0.0.1:0"], **config}, sort_keys=False))
 
+    @property
+    def _words(self) -> list[str]:
+        return ["exec", *self.flags, "--", *self._backend] if self._backend else ["run", *self.flags]
+
     def start(self) -> Self:
         """Start the process and return when every worker can serve."""
+        self.launch()
+        try:
+            self.addresses = self.wait_for("listening")["addresses"]
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def launch(self) -> None:
+        """Start the process."""
         read, write = os.pipe()
         self.process = subprocess.Popen(
-            [*self._launcher, sys.executable, "-m", "aop_proxy", "run", *self.flags],
+            [*self._launcher, sys.executable, "-m", "aop_proxy", *self._words],
             stdin=subprocess.DEVNULL,
             stdout=write,
             stderr=write,
@@ -164,12 +182,6 @@ class Proxy:
         )
         os.close(write)
         self.log = Log(read)
-        try:
-            self.addresses: list[str] = self.wait_for("listening")["addresses"]
-        except BaseException:
-            self.end()
-            raise
-        return self
 
     @property
     def port(self) -> int:
@@ -255,7 +267,7 @@ class Proxy:
     ) -> None:
         self.end()
         if error is None:
-            assert self.log.stray == [], "the proxy wrote something that is no log line"
+            assert self._backend or self.log.stray == [], "the proxy wrote something that is no log line"
             assert self.events("connection", reason="internal_error") == []
 
 

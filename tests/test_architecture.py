@@ -22,7 +22,7 @@ ROOMS = {
     "log": "log telemetry",
     "OpenSSL": "credentials farewell records tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
-    "many connections": "processors service_manager watch listeners quotas server channel privileges worker worker_process exposure reminders workers admin",
+    "many connections": "processors service_manager watch listeners quotas server channel privileges worker worker_process exposure reminders workers launch companion admin",
     "people": "zone_certificates visit judgement probe report demo cli __main__",
 }
 """A module imports only from those that stand before it."""

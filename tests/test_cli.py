@@ -83,7 +83,9 @@ def test_the_help_of_a_command(capsys: Output, command: str) -> None:
     assert [flag for flag in ("--config", "--listen", "--client-ca", "--timeout-idle") if flag not in shown] == []
 
 
-@pytest.mark.parametrize("arguments", [(), ("serve",), ("run", "--nonsense"), ("demo", "--config", "x")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("serve",), ("run", "--nonsense"), ("demo", "--config", "x"), ("run", "--", "x")]
+)
 def test_arguments_that_nobody_knows(capsys: Output, arguments: tuple[str, ...]) -> None:
     """Exit code 2, and how it is used on stderr."""
     assert fails(*arguments) == 2

@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from actors import HELLO, ONE_WORKER, Proxy, RecordingBackend, ask, client_context, require_peer, run_command
-from aop_proxy import flags, judgement, pages, probe, schema, visit
+from aop_proxy import companion, flags, judgement, pages, probe, schema, visit
 from aop_proxy.cli import main
 from aop_proxy.reasons import Reason, Verdict
 from aop_proxy.workers import ExitCode
@@ -91,6 +92,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_command_is_known_here() -> None:
     """A command that is added to the README is added to a test below."""
     starts = ["scripts/demo", "scripts/test", "pip install .", "aop-proxy run ", "curl ", "aop-proxy probe "]
+    starts.append("aop-proxy exec ")
     assert [command[: len(start)] for command, start in zip(COMMANDS, starts, strict=True)] == starts
 
 
@@ -122,7 +124,7 @@ def test_without_a_configuration_file(empty: Path, server_authority: Authority) 
     """The line that starts it serves, `check` has nothing against it, and the lines that try it show that it refuses."""
     require_peer("curl")
     server_authority.issue_server("example.com").write(empty, "origin")
-    *_, run, curl, asking = COMMANDS
+    *_, run, curl, asking, _ = COMMANDS
     _, *arguments = arguments_of(run)
     checked = run_command("check", *arguments)
     assert (checked.exit_code, checked.stdout, checked.stderr) == (0, "", "")
@@ -135,6 +137,22 @@ def test_without_a_configuration_file(empty: Path, server_authority: Authority) 
         assert (asked.exit_code, asked.stdout.splitlines()[-1]) == (0, "enforced: every stranger is refused")
         proxy.terminate()
         assert proxy.exit_code == ExitCode.DRAINED
+
+
+def test_a_backend_as_a_child(empty: Path, server_authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that starts both serves, the line that asks sees that strangers are refused, and both end."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # where gunicorn is
+    server_authority.issue_server("example.com").write(empty, "origin")
+    (empty / "app.py").write_text("def app(environ, start):\n    start('200 OK', [])\n    return [b'hello']\n")
+    *_, asking, command = COMMANDS
+    _, *words = arguments_of(command)
+    place = words.index("--")
+    with Proxy(flags=words[:place], backend=words[place + 1 :]) as proxy:
+        asked = run_command(*(word.format(address=proxy.addresses[0]) for word in arguments_of(asking)))
+        assert asked.exit_code == 0
+        proxy.terminate()
+        assert proxy.exit_code == 0
+    assert f"every {companion.WAIT_TOLD:.0f} s".replace("10 s", "ten seconds") in " ".join(README.split())
 
 
 def test_what_a_probe_prints_for_machines(proxy: Proxy, client_credentials: CredentialFiles) -> None:
@@ -155,7 +173,7 @@ def test_commands_named_in_the_text(empty: Path) -> None:
     """Each command and flag that the text names is one that the program takes."""
     named = [words.split() for words in code(README) if words.startswith("aop-proxy ")]
     helps = {command: run_command(command, "--help") for command in sorted({words[1] for words in named})}
-    assert list(helps) == ["certificates", "check", "demo", "probe", "run"]
+    assert list(helps) == ["certificates", "check", "demo", "exec", "probe", "run"]
     assert [shown.exit_code for shown in helps.values()] == [0] * len(helps)
     unknown = [
         (words[1], flag)
