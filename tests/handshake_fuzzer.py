@@ -6,7 +6,6 @@ decide. Where the last word goes is the caller's, who reads the log. The seed sa
 """
 
 import contextlib
-import os
 import random
 import select
 import socket
@@ -234,14 +233,3 @@ def _context(files: CredentialFiles | None) -> ssl.SSLContext:
     if files is not None:
         context.load_cert_chain(files.certificate, files.private_key)
     return context
-
-
-def resident_kib(pid: int) -> int:
-    """Memory of a process that is its own and in use."""
-    with open(f"/proc/{pid}/status", encoding="ascii") as status:
-        fields = dict(line.split(":", 1) for line in status)
-    return int(fields["RssAnon"].split()[0])
-
-
-def open_descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))

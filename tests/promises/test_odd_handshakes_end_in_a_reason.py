@@ -15,7 +15,8 @@ import pytest
 from actors import GET_AND_CLOSE, ONE_WORKER, Proxy, RecordingBackend, ask, client_context
 from aop_proxy.reasons import Reason
 from certificates import REFUSED, Authority, CredentialFiles, Credentials
-from handshake_fuzzer import HandshakeFuzzer, open_descriptors, resident_kib
+from handshake_fuzzer import HandshakeFuzzer
+from processes import open_descriptors, resident_kib
 
 INPUTS = int(os.environ.get("AOP_FUZZ_INPUTS", "2000"))
 ROUND = min(2000, INPUTS // 4)
