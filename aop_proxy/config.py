@@ -18,7 +18,16 @@ from aop_proxy.document import Location, parse_document, path_of
 from aop_proxy.files import read_file
 from aop_proxy.model import ConfigurationError, Problem, Settings
 from aop_proxy.notation import quoted
-from aop_proxy.schema import ClientsPart, ConfigurationPart, ListenPart, SitePart, UpstreamPart, as_list, keys
+from aop_proxy.schema import (
+    AdminPart,
+    ClientsPart,
+    ConfigurationPart,
+    ListenPart,
+    SitePart,
+    UpstreamPart,
+    as_list,
+    keys,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,8 +91,13 @@ def _settings(configuration: ConfigurationPart) -> Settings:
         limits=model.Limits(**dict(configuration.limits)),
         reload=model.Reload(**dict(configuration.reload)),
         log=model.Log(None if log.format == "auto" else log.format, log.level, log.refusals_per_second),
+        admin=_admin(configuration.admin),
         user=configuration.user,
     )
+
+
+def _admin(admin: AdminPart | None) -> model.Admin | None:
+    return None if admin is None else replace(admin.address, shows=tuple(admin.only))
 
 
 def _site(site: SitePart) -> model.Site:

@@ -10,6 +10,7 @@ import random
 import re
 import socket
 import ssl
+import time
 import traceback
 from dataclasses import replace
 from enum import IntEnum
@@ -137,6 +138,11 @@ class Connection:
         """When anything last moved, once the client's bytes are forwarded."""
         return self._relay.active_at if self._relay is not None else self.waiting_since
 
+    def bytes_so_far(self) -> tuple[int, int]:
+        """From the client and from the upstream, while the connection lives."""
+        moved = self._relay or self.record
+        return moved.bytes_from_client, moved.bytes_from_upstream
+
     async def _walk(self) -> Reason:
         outcome = await self._arrive()
         self.deadline = None
@@ -150,7 +156,9 @@ class Connection:
         first = await self._first_plaintext(outcome, site.dial)
         if first is None:
             return Reason.CLOSED
-        upstream = await dial(self._server.poller, site.upstream, self._settings.timeouts.connect)
+        upstream = await dial(
+            self._server.poller, site.upstream, self._settings.timeouts.connect, self._server.counters.dialled
+        )
         if isinstance(upstream, Reason):
             return await self._explain(outcome, upstream, first)
         end, address = upstream
@@ -257,6 +265,7 @@ class Connection:
         record.cipher = outcome.cipher
         record.tls_version = "TLSv1.3" if outcome.cipher else None
         record.certificate = outcome.certificate
+        self._server.counters.handshakes.observe(time.monotonic() - record.started)
 
     def _decide(self, accepted: Accepted) -> Reason | None:
         """Let a client pass (None), or say why not. Where we only observe, our own rules are not held against it."""

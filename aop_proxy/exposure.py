@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from aop_proxy.model import Problem, Settings
+from aop_proxy.model import Admin, Problem, Settings
 
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 _LISTEN = "0A"
@@ -20,7 +20,7 @@ Place = tuple[IPv4Address | IPv6Address, int]
 
 def advise(settings: Settings) -> list[Problem]:
     """Everything there is to say now."""
-    return [*while_observing(settings), *open_backends(settings, listening())]
+    return [*while_observing(settings), *open_status(settings.admin), *open_backends(settings, listening())]
 
 
 def while_observing(settings: Settings) -> Iterator[Problem]:
@@ -30,6 +30,19 @@ def while_observing(settings: Settings) -> Iterator[Problem]:
             "enforcement",
             "`observe` keeps nobody out who shows no certificate, or one that your rules do not list: write `enforce`"
             " and restart once no line in the log says `would_refuse`",
+        )
+
+
+def open_status(admin: Admin | None) -> Iterator[Problem]:
+    """Who was refused, and by what certificates clients are judged, may be read by whoever asks."""
+    if admin is None or admin.path or "status" not in admin.shows:
+        return
+    address = _address(admin.host)
+    if address is None or not address.is_loopback:
+        yield Problem(
+            "admin",
+            "whoever reaches this address reads who was refused, and what is behind this gate: listen on 127.0.0.1 or"
+            " on a unix socket, or write `only: [health, metrics]` beside the address",
         )
 
 

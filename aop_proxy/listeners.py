@@ -4,16 +4,23 @@ Bound by us there is one per worker and address; those that a service manager ha
 not know what is done with a connection.
 """
 
+import contextlib
+import errno
 import itertools
+import os
 import socket
+import stat
 from collections.abc import Sequence
 from typing import Any
 
 from aop_proxy.endpoint import Listener, format_address
 from aop_proxy.model import ConfigurationError, Listen, Problem
+from aop_proxy.privileges import find_user
 
 BACKLOG = 4096
 """What the kernel cuts to net.core.somaxconn, whose default is this."""
+SOCKET_MODE = 0o660
+"""Of a unix socket: for its owner and that one's group, and nobody else."""
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 60, 15, 4
 """Seconds, seconds and probes: a peer that vanished is noticed within two minutes."""
 
@@ -91,6 +98,49 @@ def _place(addresses: tuple[Listen, ...], given: socket.socket) -> int:
     raise ValueError(
         f"is at {format_address((host, port))}, which is not in the list: add it here, or take it out there"
     )
+
+
+def bind_one(host: str, port: int) -> socket.socket:
+    """Bind one address, once: the first that the host's name stands for. Raises BindError."""
+    family, place = _resolve(Listen(host, port))[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        _set_common_options(listener)
+        _bind(listener, place)
+    except BindError:
+        listener.close()
+        raise
+    return _listening(listener)
+
+
+def bind_path(path: str, user: str | None) -> socket.socket:
+    """Bind a unix socket for `user` and its group, in place of one that nobody listens on. Raises BindError."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        _remove_if_left_behind(path)
+        listener.bind(path)
+        os.chmod(path, SOCKET_MODE)  # before `listen` nobody can connect
+        if user is not None and os.geteuid() == 0:
+            entry = find_user(user)
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+    except OSError as error:
+        listener.close()
+        raise BindError(f"cannot listen on unix:{path}: {error.strerror}") from error
+    return _listening(listener)
+
+
+def _remove_if_left_behind(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as visitor:
+                if visitor.connect_ex(path) == errno.ECONNREFUSED:
+                    os.unlink(path)
+
+
+def _listening(listener: socket.socket) -> socket.socket:
+    listener.listen(BACKLOG)
+    listener.setblocking(False)
+    return listener
 
 
 def name(listener: Listener) -> str:

@@ -113,6 +113,16 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Admin:
+    """Where health, metrics and status are shown: `host` and `port`, or `path` of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    shows: tuple[str, ...] = ("health", "metrics", "status")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """A whole configuration."""
 
@@ -127,6 +137,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     reload: Reload = field(default_factory=Reload)
     log: Log = field(default_factory=Log)
+    admin: Admin | None = None
     user: str | None = None
 
 

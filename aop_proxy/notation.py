@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from aop_proxy.model import Listen, Upstream
+from aop_proxy.model import Admin, Listen, Upstream
 
 _LONGEST_DURATION = 7 * 24 * 3600
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|)")
@@ -193,6 +193,14 @@ def origin(text: str) -> tuple[str, int]:
     if match["name"] == "":
         raise ValueError(f"{quoted(text)} names no host: write HOST:PORT")
     return _address_or_name(match), _port(match["port"] or "443", smallest=1)
+
+
+def admin(text: str) -> Admin:
+    """`HOST:PORT` or `unix:/path`."""
+    if text.startswith("unix:"):
+        return Admin(path=_unix_socket(text, text.removeprefix("unix:")).path)
+    address = listen(text)
+    return Admin(address.host, address.port)
 
 
 def network(text: str) -> str:

@@ -103,6 +103,7 @@ _Host = Annotated[str, _written(notation.host), _text("`example.com` or `*.examp
 _Fingerprint = Annotated[str, _written(notation.fingerprint), _text("64 hexadecimal digits, with colons or without")]
 _Name = Annotated[str, _written(notation.identity_name), _text("`edge.example.com`, `*.example.com` or a URI")]
 _Address = Annotated[model.Listen, _written(notation.listen), _text("`192.0.2.1:443`, `0.0.0.0:443` or `[::]:443`")]
+_AdminAddress = Annotated[model.Admin, _written(notation.admin), _text("`127.0.0.1:9180` or `unix:/run/admin.sock`")]
 _Network = Annotated[str, _written(notation.network), _text("`10.0.0.0/8` or `2001:db8::/32`")]
 _Url = Annotated[model.Upstream, _written(notation.upstream), _text("`http://127.0.0.1:8000` or `unix:/run/app.sock`")]
 
@@ -263,6 +264,18 @@ class LogPart(Part):
     refusals_per_second: _Rate = _key("20", description="Lines for refused and failed connections; the rest is counted")
 
 
+class AdminPart(Shorthand):
+    """The admin listener."""
+
+    model_config = ConfigDict(json_schema_extra=_or_text)
+    necessary = "address"
+
+    address: _AdminAddress = _key(description="HOST:PORT or unix:/path; port 0 lets the system choose")
+    only: list[Literal["health", "metrics", "status"]] = _key(
+        ["health", "metrics", "status"], min_length=1, description="What it shows; left out: everything"
+    )
+
+
 class ConfigurationPart(Part):
     """Configuration of aop-proxy. Paths are relative to the file that names them."""
 
@@ -282,6 +295,7 @@ class ConfigurationPart(Part):
     limits: LimitsPart = _key({}, description="Bounds of each worker")
     reload: ReloadPart = _key({}, description="When to reload without being asked")
     log: LogPart = _key({}, description="What is logged, and how")
+    admin: AdminPart | None = _key(None, description="Where health, metrics and status are shown")
     user: _User | None = _key(None, description="User that workers run as")
 
 

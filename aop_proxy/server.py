@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from aop_proxy.connection import Connection, Stage
+from aop_proxy.counters import Counters, Report
 from aop_proxy.endpoint import Listener, format_address
 from aop_proxy.log import Log
 from aop_proxy.model import Limits
@@ -68,6 +69,7 @@ class Server:
         self.loop = loop
         self.log = log
         self._records = ConnectionLog(log, number, snapshot.settings.log.refusals_per_second)
+        self.counters = Counters(tells_refusals=snapshot.settings.admin is not None)
         self.buffers = Buffers()
         self.poller = make_poller(loop)
         self.turns = Turns(loop, _AUTO_HANDSHAKES_PER_TURN)
@@ -124,15 +126,28 @@ class Server:
             return False
         self._strangers[connection.stage].pop(connection, None)
         self._admitted.add(connection)
+        self.counters.admitted += 1
         return True
 
     def forget(self, connection: Connection) -> None:
         """`connection` has ended: its record is complete."""
         self._strangers[connection.stage].pop(connection, None)
         self._admitted.discard(connection)
+        self.counters.end(connection.record)
         self._records.write(connection.record)
         if not self._count():
             self._empty.set()
+
+    def report(self) -> Report:
+        """What has been counted, and what is open now."""
+        open_now = {
+            "silent": len(self._strangers[Stage.SILENT]),
+            "handshake": len(self._strangers[Stage.SPEAKING]) + len(self._strangers[Stage.ANSWERED]),
+            "leaving": len(self._strangers[Stage.REFUSED]),
+            "accepted": len(self._admitted),
+        }
+        moving = [connection.bytes_so_far() for connection in self._admitted]
+        return self.counters.report(moving, open_now, self.snapshot.generation)
 
     def _count(self) -> int:
         return self._count_strangers() + len(self._admitted)

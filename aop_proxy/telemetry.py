@@ -54,7 +54,7 @@ class ConnectionRecord:
 
     def fields(self, now: float, worker: int) -> dict[str, Value]:
         """The record as a line's fields, in the order of the contract."""
-        identity = self._identity()
+        identity = self.identity()
         fields: dict[str, Value] = {
             "verdict": self.verdict,
             "reason": self.would_refuse or self.reason,
@@ -86,7 +86,8 @@ class ConnectionRecord:
             fields["ended"] = self.reason
         return fields
 
-    def _identity(self) -> Identity | None:
+    def identity(self) -> Identity | None:
+        """What the leaf says; None without one, and where it cannot be read."""
         try:
             if not self.certificate:
                 return None

@@ -8,6 +8,8 @@ import contextlib
 import errno
 import os
 import socket
+import time
+from collections.abc import Callable
 
 from aop_proxy.endpoint import Endpoint
 from aop_proxy.model import Upstream
@@ -16,26 +18,34 @@ from aop_proxy.reasons import Reason
 
 _BACKLOG_PAUSE = 0.01
 """Seconds until a unix socket whose backlog is full is tried again."""
+Note = Callable[[str, float, Reason | None], None]
+"""Takes an upstream's URL, the seconds that it took, and why it failed if it did."""
 _Address = tuple[socket.AddressFamily, str | tuple[str, int]]
 
 
 async def dial(
-    poller: Poller, upstreams: tuple[Upstream, ...], deadline: float
+    poller: Poller, upstreams: tuple[Upstream, ...], deadline: float, note: Note
 ) -> tuple[socket.socket, Upstream] | Reason:
     """Connect to the first address that answers within `deadline` seconds.
 
     The socket is non-blocking and the caller's to close. UPSTREAM_TIMEOUT if the last address was silent, else
-    UPSTREAM_UNREACHABLE.
+    UPSTREAM_UNREACHABLE. `note` is told what became of each upstream that was tried.
     """
     failure = Reason.UPSTREAM_UNREACHABLE
     for upstream in upstreams:
+        failure = Reason.UPSTREAM_UNREACHABLE
+        began = time.monotonic()
         for address in await _addresses(poller.loop, upstream):
             try:
-                return await _connect(poller, *address, deadline), upstream
+                end = await _connect(poller, *address, deadline)
             except TimeoutError:
                 failure = Reason.UPSTREAM_TIMEOUT
             except OSError:
                 failure = Reason.UPSTREAM_UNREACHABLE
+            else:
+                note(upstream.url, time.monotonic() - began, None)
+                return end, upstream
+        note(upstream.url, time.monotonic() - began, failure)
     return failure
 
 

@@ -7,6 +7,7 @@ is running, drops its privileges before it hears of any client, and ends when th
 import asyncio
 import contextlib
 import gc
+import json
 import os
 import resource
 import signal
@@ -27,6 +28,10 @@ try:
     import uvloop as loops
 except ImportError:  # no wheel for this Python or system yet: slower, and otherwise the same
     loops = asyncio  # type: ignore[misc]
+
+
+REPORT_EVERY = 1.0
+"""Seconds; a report costs some 0.1 ms, and 0.15 us for each open connection."""
 
 
 class Worker:
@@ -91,6 +96,17 @@ class Worker:
             "expiries": [[end.path, end.subject, end.not_after.isoformat()] for end in self._prepared.expiries],
         }
 
+    async def _report(self, server: Server) -> None:
+        """Tell the parent on stdout what has been counted, again and again."""
+        loop = asyncio.get_running_loop()
+        pipe = os.fdopen(1, "wb", closefd=False)
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
+        writer = asyncio.StreamWriter(transport, protocol, None, loop)
+        while True:
+            writer.write(json.dumps(server.report()).encode() + b"\n")
+            await writer.drain()
+            await asyncio.sleep(REPORT_EVERY)
+
     def _commit(self) -> None:
         if self._prepared is None:
             raise RuntimeError("told to commit what was never prepared")
@@ -99,6 +115,8 @@ class Worker:
             log = Log(self._prepared.settings.log, self._log_descriptor)
             self._server = Server(loop, log, self._prepared, self._number)
             self._server.listen(self._listeners)
+            if self._prepared.settings.admin is not None:
+                self._reporting = loop.create_task(self._report(self._server))
             # What lives by now lives for good: the collector need not look at it again.
             gc.collect()
             gc.freeze()

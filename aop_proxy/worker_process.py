@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 
 from aop_proxy.channel import Channel, Command, Reply
@@ -22,6 +22,8 @@ main()
 """What a worker runs: this package, with -P, so that no file in the working directory can pass for a module."""
 ASK_PATIENCE = 60.0
 """Seconds that a worker has to build a snapshot: far more than a thousand sites take."""
+MAX_REPORT = 16 * 1024 * 1024
+"""Bytes of one report, far more than a thousand upstreams take."""
 END_PATIENCE = 1.0
 """Seconds that a worker whose parent hung up has to end."""
 
@@ -40,8 +42,10 @@ class WorkerProcess:
         self.started = asyncio.get_running_loop().time()
 
     @classmethod
-    async def start(cls, number: int, log_descriptor: int, own_listeners: Sequence[Listener]) -> "WorkerProcess":
-        """Exec a worker that holds these listeners."""
+    async def start(
+        cls, number: int, log_descriptor: int, own_listeners: Sequence[Listener], *, reports: bool = False
+    ) -> "WorkerProcess":
+        """Exec a worker that holds these listeners; with `reports` its stdout is ours to read."""
         ours, theirs = socket.socketpair()
         descriptors = [listener.socket.fileno() for listener in own_listeners]
         places = [f"{listener.socket.fileno()}:{listener.place}" for listener in own_listeners]
@@ -49,7 +53,8 @@ class WorkerProcess:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-c", _WORKER, *map(str, arguments),
-                stdin=DEVNULL, pass_fds=[theirs.fileno(), log_descriptor, *descriptors],
+                stdin=DEVNULL, stdout=PIPE if reports else None, limit=MAX_REPORT,
+                pass_fds=[theirs.fileno(), log_descriptor, *descriptors],
             )  # fmt: skip
         return cls(number, process, await Channel.open(ours))
 

@@ -13,9 +13,11 @@ from enum import IntEnum
 from typing import Any
 
 from aop_proxy import exposure, listeners
+from aop_proxy.admin_child import AdminChild
 from aop_proxy.channel import Commit, Drain, Ping, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.expiry import Expiry
+from aop_proxy.ledger import Ledger
 from aop_proxy.log import Log
 from aop_proxy.model import Bundle, ConfigurationError, Problem, Settings
 from aop_proxy.processors import usable_cpus
@@ -61,7 +63,10 @@ class Parent:
         self._listeners: list[list[Listener]] = []
         self._changing = asyncio.Lock()
         self._watch = Watch(load, bundle)
+        self._ledger = Ledger(bundle.settings)
+        self._admin: AdminChild | None = None
         self._reminders = Reminders(log)
+        self._expiries: list[Expiry] = []
         self._ended: asyncio.Future[ExitCode]
         self.stopped_by = signal.SIGTERM
         """The last signal that asked for the end."""
@@ -77,6 +82,7 @@ class Parent:
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what is being read is read anew already
         self._listeners = self._open_listeners()
         try:
+            self._admin = self._open_admin()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop_signal, number, stop_asked)
             workers = await self._start_all()
@@ -110,6 +116,10 @@ class Parent:
         workers = settings.workers or usable_cpus()
         return listeners.adopt(settings.listen, given, workers) if given else listeners.bind(settings.listen, workers)
 
+    def _open_admin(self) -> AdminChild | None:
+        settings = self._bundle.settings
+        return AdminChild(settings.admin, settings.user, self._log, self._ledger) if settings.admin else None
+
     def _status(self) -> str:
         return f"Serving, generation {self._generation}, {len(self._listeners)} workers"
 
@@ -134,15 +144,21 @@ class Parent:
     async def _serve(self, workers: Sequence[WorkerProcess]) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.gather(*(worker.ask(Commit()) for worker in workers))
+        self._ledger.serves(self._bundle.settings, self._generation, self._expiries)
         for worker in workers:
             self._keep_replacing(worker)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
         self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
         self._manager.ready(self._status())
+        if self._admin is not None:
+            self._admin.start()
 
     async def _spawn(self, number: int) -> WorkerProcess:
-        worker = await WorkerProcess.start(number, self._log_descriptor, self._listeners[number - 1])
+        own = self._listeners[number - 1]
+        worker = await WorkerProcess.start(number, self._log_descriptor, own, reports=self._admin is not None)
         self._workers[number] = worker
+        if self._admin is not None:
+            self._admin.hear(worker)
         self._log.event("info", "worker_started", worker=number, pid=worker.process.pid)
         return worker
 
@@ -166,10 +182,10 @@ class Parent:
         """Tell what is worth knowing of a configuration; all workers say the same of it."""
         for advice in (*exposure.advise(settings), *reply["advice"]):
             self._log.event("warning", "advice", advice=str(advice))
-        self._reminders.renew(
-            settings,
-            [Expiry(path, subject, datetime.fromisoformat(end)) for path, subject, end in reply["expiries"]],
-        )
+        self._expiries = [
+            Expiry(path, subject, datetime.fromisoformat(end)) for path, subject, end in reply["expiries"]
+        ]
+        self._reminders.renew(settings, self._expiries)
 
     def _keep_replacing(self, worker: WorkerProcess) -> None:
         self._replacing[worker.number] = asyncio.get_running_loop().create_task(self._replace_when_dead(worker))
@@ -226,11 +242,13 @@ class Parent:
             except ConfigurationError as error:
                 problems = [str(problem) for problem in error.problems]
                 self._log.event("error", "reload_failed", problems=problems)
+                self._ledger.reload_failed(problems)
                 self._manager.ready(f"{self._status()}; not reloaded: {problems[0]}")
                 return
             await asyncio.gather(*(worker.ask(Commit()) for worker in self._alive()))
             self._bundle = bundle
             self._generation += 1
+            self._ledger.serves(bundle.settings, self._generation, self._expiries)
             self._log.configure(bundle.settings.log)
             self._log.event("info", "reloaded", generation=self._generation)
             self._manager.ready(self._status())
@@ -259,6 +277,7 @@ class Parent:
         timeouts = self._bundle.settings.timeouts
         limit = timeouts.drain + DRAIN_GRACE
         self._log.event("info", "draining")
+        self._ledger.draining()
         self._manager.stopping(timeouts.drain_delay + limit)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)  # what ends is not changed any more
         await _first(self._ended, timeout=timeouts.drain_delay)
@@ -285,6 +304,8 @@ class Parent:
         for task in self._replacing.values():
             task.cancel()
         await asyncio.gather(*(worker.end() for worker in self._workers.values()))
+        if self._admin is not None:
+            await self._admin.end()
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """Hold a reference: the loop itself does not."""
@@ -296,7 +317,7 @@ async def _first(*things: asyncio.Future[Any], timeout: float | None = None) -> 
 
 
 def _refuse_what_needs_a_restart(old: Settings, new: Settings) -> None:
-    fixed = ("listen", "workers", "user", "enforcement", "refusal")
+    fixed = ("listen", "workers", "admin", "user", "enforcement", "refusal")
     changed = [name for name in fixed if getattr(old, name) != getattr(new, name)]
     if changed:
         raise ConfigurationError(*(Problem(name, "a change of this key needs a restart") for name in changed))

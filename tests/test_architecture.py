@@ -19,10 +19,11 @@ ROOMS = {
     "model": "model reasons",
     "configuration": "notation files document schema config flags",
     "decisions": "identity policy expiry pages proxy_protocol",
-    "log": "log telemetry",
+    "log": "log telemetry histogram counters",
     "OpenSSL": "credentials farewell records tls snapshot",
     "one connection": "poller endpoint relay upstream connection",
-    "many connections": "processors service_manager watch listeners quotas server channel privileges worker worker_process exposure reminders workers launch companion admin",
+    "many connections": "processors service_manager watch privileges listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
+    "what is shown": "metrics admin",
     "people": "zone_certificates visit judgement probe report demo cli __main__",
 }
 """A module imports only from those that stand before it."""
@@ -131,6 +132,11 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("worker_process", "worker workers snapshot server"),
         ("workers", "tls snapshot connection server relay credentials"),
         ("telemetry", "tls relay connection policy"),
+        ("counters", "ledger server connection"),
+        ("ledger", "counters telemetry server"),
+        ("admin_child", "counters metrics admin"),
+        ("metrics", "admin counters"),
+        ("admin", "workers server admin_child"),
         ("log", "telemetry reasons"),
         ("visit", "tls relay server workers snapshot config"),
         ("judgement", "tls pages policy reasons"),
@@ -192,6 +198,7 @@ def test_what_a_worker_loads() -> None:
     loaded = loaded_after("import aop_proxy.worker")
     assert loaded >= {"uvloop", "cryptography", "ssl", "aop_proxy.server"}
     assert loaded & {"pydantic", "pydantic_core", "yaml", "rich", "argparse", "multiprocessing"} == set()
+    assert loaded & {"uvicorn", "h11", "prometheus_client"} == set()
     configuration = {f"aop_proxy.{module}" for module in modules_of("configuration")}
     assert loaded & {*configuration, "aop_proxy.workers", "aop_proxy.cli", "aop_proxy.demo"} == set()
 
@@ -206,10 +213,19 @@ def test_what_the_parent_loads() -> None:
     )
     loaded = loaded_after(run)
     assert loaded >= {"pydantic", "aop_proxy.workers", "aop_proxy.listeners", "aop_proxy.log"}
-    assert loaded & {"cryptography", "uvloop", "rich", "multiprocessing"} == set()
+    assert loaded & {"cryptography", "uvloop", "rich", "multiprocessing", "uvicorn", "prometheus_client"} == set()
     theirs = {f"aop_proxy.{name}" for name in modules_of("OpenSSL", "one connection")} - {"aop_proxy.listeners"}
     theirs -= {"aop_proxy.poller", "aop_proxy.endpoint"}  # what a listening socket is
     assert loaded & {*theirs, "aop_proxy.server", "aop_proxy.worker", "aop_proxy.demo"} == set()
+
+
+def test_what_the_admin_child_loads() -> None:
+    """What shows things: nothing that touches a client, a key or the configuration."""
+    loaded = loaded_after("import aop_proxy.admin")
+    assert loaded >= {"uvicorn", "prometheus_client", "aop_proxy.metrics", "aop_proxy.ledger"}
+    assert loaded & {"cryptography", "pydantic", "yaml", "uvloop", "rich"} == set()
+    theirs = {f"aop_proxy.{name}" for name in modules_of("configuration", "OpenSSL", "one connection")}
+    assert loaded & {*theirs, "aop_proxy.server", "aop_proxy.worker", "aop_proxy.workers"} == set()
 
 
 # Words

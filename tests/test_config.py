@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from aop_proxy.config import load, load_file
 from aop_proxy.document import parse_document
 from aop_proxy.model import (
+    Admin,
     Clients,
     ConfigurationError,
     Dial,
@@ -100,6 +101,7 @@ def test_every_key() -> None:
         limits=Limits(1000, 200, handshakes_per_turn=8, handshakes_per_address=50, handshake_bytes=32768),
         reload=Reload(10),
         log=Log("json", "debug", 0.5),
+        admin=Admin("0.0.0.0", 9180, shows=("health", "metrics")),
         user="nobody",
     )
     assert expected == load_file(str(CONFIGURATIONS / "every_key.yaml"))
@@ -136,7 +138,7 @@ NO_ITEM = "is an empty list: name at least one or leave it out"
         ("wrokers: 1", "wrokers: is not a known key: did you mean `workers`?"),
         (
             "zzz: 1",
-            "zzz: is not a known key: those known here are listen, sites, enforcement, refusal, unknown_hosts, workers, timeouts, limits, reload, log, user",
+            "zzz: is not a known key: those known here are listen, sites, enforcement, refusal, unknown_hosts, workers, timeouts, limits, reload, log, admin, user",
         ),
         (r'"wor\nkers": 1', r'"wor\nkers": is not a known key: did you mean `workers`?'),
         ("workers: [1]", "workers: must be one value, not a list: write it without brackets or keys"),

@@ -8,7 +8,7 @@ import pytest
 
 from aop_proxy import exposure
 from aop_proxy.exposure import Place
-from aop_proxy.model import Listen, Settings, Site, Upstream
+from aop_proxy.model import Admin, Listen, Settings, Site, Upstream
 
 HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 REST = "00000000:00000000 00:00000000 00000000  1000        0 1 1 0000000000000000 100 0 0 10 0\n"
@@ -93,6 +93,25 @@ def test_ways_around(settings: Settings, listening: list[str], expected: list[st
     """A backend of this host, or port 80 beside one, on an address that is not loopback's; our own ports are ours."""
     told = [str(problem) for problem in exposure.open_backends(settings, places(*listening))]
     assert expected == [one[: len(start)] for one, start in zip(told, expected, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("admin", "expected"),
+    [
+        (None, []),
+        (Admin("127.0.0.1", 9180), []),
+        (Admin("::1", 9180), []),
+        (Admin("localhost", 9180), []),
+        (Admin(path="/run/admin.sock"), []),
+        (Admin("0.0.0.0", 9180, shows=("health", "metrics")), []),
+        (Admin("0.0.0.0", 9180), ["admin"]),
+        (Admin("admin.example", 9180), ["admin"]),
+        (Admin("192.0.2.1", 9180, shows=("status",)), ["admin"]),
+    ],
+)
+def test_a_status_that_anybody_can_read(admin: Admin | None, expected: list[str]) -> None:
+    """Away from loopback it is worth a word, unless only health and metrics are shown."""
+    assert expected == [problem.path for problem in exposure.open_status(admin)]
 
 
 @pytest.mark.parametrize(("enforcement", "expected"), [("observe", ["enforcement"]), ("enforce", [])])

@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 from aop_proxy.flags import add_arguments, by_flag, load_arguments
-from aop_proxy.model import Clients, ConfigurationError, Dial, Limits, Listen, Log, Problem, Settings, Site, Timeouts
+from aop_proxy.model import (
+    Admin,
+    Clients,
+    ConfigurationError,
+    Dial,
+    Limits,
+    Listen,
+    Log,
+    Problem,
+    Settings,
+    Site,
+    Timeouts,
+)
 from aop_proxy.notation import upstream
 
 
@@ -55,6 +67,7 @@ def test_every_flag() -> None:
         timeouts=Timeouts(1, 2, 3, 4, 5),
         limits=Limits(6, 7, 8, 9, 8192),
         log=Log("text", "error", 9),
+        admin=Admin(path="/a"),
         user="nobody",
     )
     assert expected == load(
@@ -65,7 +78,7 @@ def test_every_flag() -> None:
         " --timeout-handshake 1s --timeout-connect 2s --timeout-idle 3s --timeout-linger 4s --timeout-drain 5s"
         " --limit-connections 6 --limit-unauthenticated 7 --limit-handshakes-per-turn 8"
         " --limit-handshakes-per-address 9 --limit-handshake-bytes 8KiB"
-        " --log-format text --log-level error --log-refusals-per-second 9 --user nobody"
+        " --log-format text --log-level error --log-refusals-per-second 9 --admin unix:/a --user nobody"
     )
 
 

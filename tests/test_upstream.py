@@ -28,13 +28,20 @@ class Dialler:
     def __init__(self, loop: LoopThread, poller: Poller) -> None:
         self.loop = loop
         self._poller = poller
+        self.told: list[tuple[str, Reason | None]] = []
+
+    def note(self, url: str, seconds: float, failure: Reason | None) -> None:
+        assert 0 < seconds < PATIENCE
+        self.told.append((url, failure))
 
     def __call__(self, *upstreams: Upstream, deadline: float = PATIENCE) -> tuple[socket.socket, Upstream] | Reason:
-        return self.loop.run(dial(self._poller, upstreams, deadline))
+        return self.loop.run(dial(self._poller, upstreams, deadline, self.note))
 
     def begin(self, upstream: Upstream) -> Callable[[], socket.socket]:
         """Have a dial under way, and go on; call the result to wait for its socket."""
-        dialling = asyncio.run_coroutine_threadsafe(dial(self._poller, (upstream,), PATIENCE), self.loop.loop)
+        dialling = asyncio.run_coroutine_threadsafe(
+            dial(self._poller, (upstream,), PATIENCE, self.note), self.loop.loop
+        )
         self.loop.call(lambda: None)  # its first step is taken by then
 
         def end() -> socket.socket:
@@ -270,6 +277,14 @@ def test_no_upstream_at_all(dialler: Dialler) -> None:
     assert dialler() is UNREACHABLE
 
 
+def test_every_attempt_is_told(dialler: Dialler, silent: Upstream, refusing: Upstream, backend: Upstream) -> None:
+    """Each upstream that was tried, with why it failed; none behind the one that answered."""
+    nowhere = tcp("name.invalid", 80)
+    dialler.connect(refusing, silent, nowhere, backend, refusing, deadline=HURRY)[0].close()
+    failures = [(refusing.url, UNREACHABLE), (silent.url, TIMEOUT), (nowhere.url, UNREACHABLE)]
+    assert dialler.told == [*failures, (backend.url, None)]
+
+
 def test_nothing_stays_open(
     dialler: Dialler, silent: Upstream, refusing: Upstream, unix_listener: socket.socket
 ) -> None:
@@ -281,7 +296,7 @@ def test_nothing_stays_open(
         during = descriptors()
         dialler(refusing, silent, busy, tcp("localhost", refusing.port), deadline=HURRY)
         with pytest.raises(TimeoutError):
-            dialler.loop.run(dial(dialler._poller, (silent,), PATIENCE), timeout=HURRY)
+            dialler.loop.run(dial(dialler._poller, (silent,), PATIENCE, dialler.note), timeout=HURRY)
         assert descriptors() == during
     assert descriptors() == before
 

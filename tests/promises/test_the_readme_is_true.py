@@ -229,7 +229,7 @@ OFFERED = {
     if path[-1] == key
     for inner, held in paths(mapping)
 }
-NECESSARY = {part.necessary for part in (schema.ListenPart, schema.UpstreamPart)}
+NECESSARY = {part.necessary for part in (schema.ListenPart, schema.UpstreamPart, schema.AdminPart)}
 """What a mapping is written as when it is written short."""
 
 
@@ -265,8 +265,8 @@ def test_every_key_is_a_flag_but_two() -> None:
     """Those that only a mapping can hold stand in a file alone."""
     flagged = {tuple(step for step in flag.location if isinstance(step, str)) for flag in flags._FLAGS}
     plain = {path for path, field in KEYS.items() if schema.part_of(field) is None and path[-1] not in NECESSARY}
-    assert {path[-1] for path in plain - flagged} == {"proxy_protocol_from", "proxy_protocol"}
-    assert "Every key but the two of the PROXY protocol is a flag too" in README
+    assert {path[-1] for path in plain - flagged} == {"proxy_protocol_from", "proxy_protocol", "only"}
+    assert "Every key but the two of the PROXY protocol and `only` is a flag too" in README
     shown = run_command("run", "--help").stdout
     assert [flag.name for flag in flags._FLAGS if flag.name not in shown] == []
 
@@ -277,7 +277,7 @@ def as_it_stands() -> Iterator[str]:
     for key, mapping in alternatives():
         document = yaml.safe_load(CONFIGURATION)
         where = document if key in document else document["sites"][0]
-        where[key] = [mapping]
+        where[key] = [mapping] if isinstance(where[key], list) else mapping
         yield yaml.safe_dump(document)
 
 
@@ -375,7 +375,14 @@ def test_what_needs_a_restart(site: dict[str, Any]) -> None:
     assert keys.endswith(" need a restart")
     with Proxy({**ONE_WORKER, "sites": [site]}) as proxy:
         listen, others = ["127.0.0.1:0", "127.0.0.1:1"], {"unknown_hosts": "reject", "timeouts": {"idle": "1m"}}
-        changed = {"listen": listen, "workers": 2, "user": "nobody", "enforcement": "observe", "refusal": "alert"}
+        changed = {
+            "listen": listen,
+            "workers": 2,
+            "admin": "127.0.0.1:0",
+            "user": "nobody",
+            "enforcement": "observe",
+            "refusal": "alert",
+        }
         proxy.write_config({**ONE_WORKER, "sites": [site], **changed, **others})
         proxy.signal(signal.SIGHUP)
         problems = proxy.wait_for("reload_failed")["problems"]
