@@ -63,7 +63,12 @@ def _http2(status: int, phrase: str, sentence: str) -> bytes:
         )
     )
     data = _frame(_DATA, _END_STREAM, 1, body, _final_length(body))
-    return _SETTINGS + _frame(_HEADERS, _END_HEADERS, 1, head, len(head)) + data + _goaway(last_stream=1)
+    return _SETTINGS + _frame(_HEADERS, _END_HEADERS, 1, head, len(head)) + data + _goaway(1, status, sentence)
+
+
+def _http2_unasked(status: int, _phrase: str, sentence: str) -> bytes:
+    """A client that has opened no stream takes frames on one for a protocol error: it can only be told to go."""
+    return _SETTINGS + _goaway(0, status, sentence)
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes, length: int) -> bytes:
@@ -71,9 +76,11 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes, length: int) -> b
     return length.to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
-def _goaway(last_stream: int) -> bytes:
-    payload = last_stream.to_bytes(4) + bytes(4)  # NO_ERROR
-    return _frame(_GOAWAY, 0, 0, payload, len(payload))
+def _goaway(last_stream: int, status: int, sentence: str) -> bytes:
+    """The end, with words for whoever shows them: gRPC prints this text and nothing of a page."""
+    text = f"{status} {sentence} ".encode() + _PLACE
+    payload = last_stream.to_bytes(4) + bytes(4) + text  # NO_ERROR
+    return _frame(_GOAWAY, 0, 0, payload, _final_length(payload))
 
 
 def _final_length(body: bytes) -> int:
@@ -85,8 +92,7 @@ _END_STREAM, _END_HEADERS = 1, 4
 _SETTINGS = bytes.fromhex("000000 04 00 00000000")
 _HTTP1_PAGES = {reason: _http1(*sentence) for reason, sentence in _SENTENCES.items()}
 _HTTP2_PAGES = {reason: _http2(*sentence) for reason, sentence in _SENTENCES.items()}
-_HTTP2_UNASKED = _SETTINGS + _goaway(last_stream=0)
-"""A client that has opened no stream takes frames on one for a protocol error: all it can be told is to go."""
+_HTTP2_UNASKED_PAGES = {reason: _http2_unasked(*sentence) for reason, sentence in _SENTENCES.items()}
 
 
 def page(reason: Reason, reference: str, alpn: str | None = None, *, asked: bool = True) -> bytes:
@@ -94,6 +100,5 @@ def page(reason: Reason, reference: str, alpn: str | None = None, *, asked: bool
 
     `alpn` is the protocol that was agreed, `asked` whether the client has sent something behind its handshake.
     """
-    if alpn != "h2":
-        return _HTTP1_PAGES[reason].replace(_PLACE, reference.encode("ascii"))
-    return _HTTP2_PAGES[reason].replace(_PLACE, reference.encode("ascii")) if asked else _HTTP2_UNASKED
+    pages = _HTTP1_PAGES if alpn != "h2" else _HTTP2_PAGES if asked else _HTTP2_UNASKED_PAGES
+    return pages[reason].replace(_PLACE, reference.encode("ascii"))

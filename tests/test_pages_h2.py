@@ -1,5 +1,7 @@
 """The pages as HTTP/2 frames, read by a client of its own (the h2 library)."""
 
+import re
+
 import h2.connection
 import h2.events
 import pytest
@@ -40,7 +42,9 @@ def test_a_page_is_the_answer_to_the_first_request(reason: Reason) -> None:
     } == fields
     assert body == data.data
     assert any(isinstance(event, h2.events.StreamEnded) for event in events)
-    assert any(isinstance(event, h2.events.ConnectionTerminated) for event in events)
+    (end,) = (event for event in events if isinstance(event, h2.events.ConnectionTerminated))
+    assert end.additional_data is not None
+    assert re.fullmatch(rf"{status.decode()} [A-Z].* {REFERENCE}".encode(), end.additional_data)
 
 
 def test_who_has_not_asked_is_told_to_go() -> None:
