@@ -104,13 +104,21 @@ def _site(site: SitePart) -> model.Site:
     return model.Site(
         certificate=site.certificate,
         private_key=site.private_key or site.certificate,
-        upstream=tuple(replace(entry.url, proxy_protocol=entry.proxy_protocol) for entry in site.upstream),
+        upstream=tuple(map(_upstream, site.upstream)),
         hosts=tuple(site.hosts),
         private_key_password_file=site.private_key_password_file,
         alpn=tuple(site.alpn),
         clients=_clients(site.clients),
         dial=model.Dial(site.dial),
     )
+
+
+def _upstream(entry: UpstreamPart) -> model.Upstream:
+    tls = None
+    if entry.url.tls:
+        key = entry.private_key or entry.certificate
+        tls = model.UpstreamTls(entry.ca, entry.server_name, entry.certificate, key)
+    return replace(entry.url, tls=tls, proxy_protocol=entry.proxy_protocol)
 
 
 def _clients(clients: ClientsPart) -> model.Clients:
@@ -228,7 +236,7 @@ def _shared_upstreams(sites: list[tuple[int, dict[str, object]]], directory: str
         clients = _if_right(ClientsPart.model_validate, site.get("clients", {}), context=directory)
         accepted = clients and {key: set(values) for key, values in clients}
         for entry in as_list(site.get("upstream", [])):
-            part = _if_right(UpstreamPart.model_validate, entry)
+            part = _if_right(UpstreamPart.model_validate, entry, context=directory)
             if not part or not accepted:
                 continue
             url = part.url

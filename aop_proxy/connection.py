@@ -6,6 +6,7 @@ dial -> relay -> exactly one record. No byte of a client's reaches `dial` before
 
 import asyncio
 import contextlib
+import functools
 import random
 import re
 import socket
@@ -21,13 +22,13 @@ from aop_proxy.endpoint import MORE_FOLLOWS, Endpoint, format_address
 from aop_proxy.farewell import seal_farewell
 from aop_proxy.identity import UnreadableCertificate, read_identity
 from aop_proxy.model import Dial, Upstream
-from aop_proxy.policy import OVERLOOKED
+from aop_proxy.policy import OVERLOOKED, normalise_host
 from aop_proxy.reasons import Reason
 from aop_proxy.relay import MAX_WORDLESS, Relay
 from aop_proxy.snapshot import Gate, Snapshot
 from aop_proxy.telemetry import ConnectionRecord
 from aop_proxy.tls import UNRECOGNIZED_NAME_ALERT, Accepted, NameReader, Refused, TlsSession
-from aop_proxy.upstream import dial
+from aop_proxy.upstream import Caller
 
 if TYPE_CHECKING:
     from aop_proxy.server import Server
@@ -151,26 +152,26 @@ class Connection:
         refusal = self._decide(outcome)
         if refusal is not None:
             return await self._explain(outcome, refusal, outcome.behind)
-        site = self._gate.site
+        site, backends = self._gate.site, self._gate.backends
         del self._gate, self._snapshot  # contexts that a reload has replaced live no longer than their handshakes
         first = await self._first_plaintext(outcome, site.dial)
         if first is None:
             return Reason.CLOSED
-        upstream = await dial(
-            self._server.poller, site.upstream, self._settings.timeouts.connect, self._server.counters.dialled
-        )
-        if isinstance(upstream, Reason):
-            return await self._explain(outcome, upstream, first)
-        end, address = upstream
-        self.record.upstream = address.url
-        relay = Relay(self._server.poller, self._server.buffers, outcome.session, self._client.socket, end)
+        caller = Caller(normalise_host(self.record.sni), outcome.alpn, functools.partial(self._proxy_header, outcome))
+        dialled = await self._server.dialler.dial(backends, self._settings.timeouts.connect, caller)
+        if isinstance(dialled, Reason):
+            return await self._explain(outcome, dialled, first)
+        upstream = dialled.stream
+        self.record.upstream = dialled.upstream.url
+        relay = Relay(self._server.poller, self._server.buffers, outcome.session, self._client.socket, upstream)
         try:
-            relay.start(first, self._proxy_header(outcome, address))
-            del outcome, first  # it may be long, and the connection may live for days
+            relay.start(first, dialled.preamble)
+            # Some of it is large, and the connection may live for days.
+            del outcome, first, backends, caller, dialled
             await self._forward(relay)
         finally:
-            self._server.poller.forget(end.fileno())
-            end.close()
+            self._server.poller.forget(upstream.fileno())
+            upstream.close()
         reason = relay.finished.result()
         return await self._last_words(b"", reason) if relay.client_may_be_sending else reason
 

@@ -64,8 +64,8 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerCredentials:
-    """A server certificate with its chain and its private key, as one PEM that OpenSSL loads without a password."""
+class KeyPair:
+    """A certificate with its chain and its private key, as one PEM that OpenSSL loads without a password."""
 
     pem: bytes = field(repr=False)
     chain: list[x509.Certificate]
@@ -83,34 +83,67 @@ def read_authorities(path: str, pem: bytes, findings: Findings) -> list[x509.Cer
     return [certificate for certificate in certificates if _can_be_authority(path, certificate, findings)]
 
 
+def read_anchors(path: str, pem: bytes, findings: Findings) -> list[x509.Certificate]:
+    """Read what a backend's certificate must be signed by, or be."""
+    certificates = _read_certificates(path, pem, findings)
+    return [certificate for certificate in certificates if _judge_validity(path, certificate, findings)]
+
+
 def read_server_credentials(
     certificate: tuple[str, bytes], private_key: tuple[str, bytes], password: bytes | None, findings: Findings
-) -> ServerCredentials | None:
+) -> KeyPair | None:
     """Read a server certificate and its key, each given as (path in the configuration, content)."""
+    remedy = "name its password in `private_key_password_file`"
+    credentials = _read_credentials(certificate, private_key, password, remedy, findings)
+    if credentials is not None and _is_only_for(credentials.chain[0], ExtendedKeyUsageOID.CLIENT_AUTH):
+        findings.problem(
+            certificate[0],
+            "this is a client certificate (its extended key usage has no serverAuth): name the server's own",
+        )
+        return None
+    if credentials is not None and isinstance(credentials.chain[0].public_key(), rsa.RSAPublicKey):
+        advice = "an RSA key costs about 0.7 ms of CPU per handshake; an ECDSA P-256 key costs 0.03 ms"
+        findings.advise(certificate[0], advice)
+    return credentials
+
+
+def read_client_credentials(
+    certificate: tuple[str, bytes], private_key: tuple[str, bytes], findings: Findings
+) -> KeyPair | None:
+    """Read a certificate to show to a backend and its key, each given as (path in the configuration, content)."""
+    credentials = _read_credentials(certificate, private_key, None, "write it without a password", findings)
+    if credentials is not None and _is_only_for(credentials.chain[0], ExtendedKeyUsageOID.SERVER_AUTH):
+        findings.problem(
+            certificate[0], "this is a server certificate (its extended key usage has no clientAuth): name a client's"
+        )
+        return None
+    return credentials
+
+
+def _read_credentials(
+    certificate: tuple[str, bytes],
+    private_key: tuple[str, bytes],
+    password: bytes | None,
+    remedy: str,
+    findings: Findings,
+) -> KeyPair | None:
     chain = _read_certificates(*certificate, findings)
-    key = _read_private_key(*private_key, password, findings)
+    key = _read_private_key(*private_key, password, remedy, findings)
     if not chain or key is None:
         return None
     leaf, path = chain[0], certificate[0]
     if not _same_key(leaf, key):
         if any(_same_key(other, key) for other in chain[1:]):
-            findings.problem(path, "the server's own certificate must come first in this file, before its chain")
+            findings.problem(path, "the certificate of the key must come first in this file, before its chain")
         else:
             findings.problem(private_key[0], "this private key does not belong to the certificate")
         return None
-    if _is_for_clients_only(leaf):
-        findings.problem(
-            path, "this is a client certificate (its extended key usage has no serverAuth): name the server's own"
-        )
-        return None
     _judge_validity(path, leaf, findings)
-    if isinstance(key, rsa.RSAPrivateKey):
-        findings.advise(path, "an RSA key costs about 0.7 ms of CPU per handshake; an ECDSA P-256 key costs 0.03 ms")
     blocks = [certificate.public_bytes(serialization.Encoding.PEM) for certificate in chain]
     blocks.append(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    return ServerCredentials(b"".join(blocks), chain)
+    return KeyPair(b"".join(blocks), chain)
 
 
 def read_revocation_lists(path: str, pem: bytes, findings: Findings) -> list[x509.CertificateRevocationList]:
@@ -200,14 +233,16 @@ def _judge_validity(path: str, certificate: x509.Certificate, findings: Findings
     return True
 
 
-def _read_private_key(path: str, pem: bytes, password: bytes | None, findings: Findings) -> PrivateKeyTypes | None:
+def _read_private_key(
+    path: str, pem: bytes, password: bytes | None, remedy: str, findings: Findings
+) -> PrivateKeyTypes | None:
     blocks = [block.group(0) for block in _BLOCK.finditer(pem) if block.group(1).endswith(b"PRIVATE KEY")]
     if not blocks:
         findings.problem(path, "there is no private key in this file (a PEM block that ends in `PRIVATE KEY-----`)")
         return None
     encrypted = b"ENCRYPTED" in blocks[0]
     if encrypted and password is None:
-        findings.problem(path, "this private key is encrypted: name its password in `private_key_password_file`")
+        findings.problem(path, f"this private key is encrypted: {remedy}")
         return None
     try:
         return serialization.load_pem_private_key(blocks[0], password if encrypted else None)
@@ -229,12 +264,13 @@ def _same_key(certificate: x509.Certificate, key: PrivateKeyTypes) -> bool:
         return False
 
 
-def _is_for_clients_only(certificate: x509.Certificate) -> bool:
+def _is_only_for(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> bool:
+    """Whether a certificate names this one of the two purposes, and not the other."""
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (x509.ExtensionNotFound, *UNREADABLE):
         return False
-    return ExtendedKeyUsageOID.CLIENT_AUTH in usage and ExtendedKeyUsageOID.SERVER_AUTH not in usage
+    return {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}.intersection(usage) == {purpose}
 
 
 def _name(name: x509.Name) -> str:

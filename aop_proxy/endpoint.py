@@ -5,12 +5,34 @@ Deadlines are the caller's. Must not know what is sent, nor why.
 
 import asyncio
 import socket
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from aop_proxy.poller import Poller
 
 MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
 """Where there is such a flag, a FIN goes out with the last bytes instead of behind them."""
+
+
+class Stream(Protocol):
+    """What forwarding needs of a connected non-blocking socket; each call means what it means to the kernel."""
+
+    def fileno(self) -> int:
+        """The descriptor whose readiness tells."""
+
+    def recv_into(self, buffer: memoryview, size: int, /) -> int:
+        """Receive at most `size` bytes; 0 at the peer's end."""
+
+    def send(self, data: memoryview | bytes, /) -> int:
+        """Send what there is room for; the rest comes first in the next call."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Send no more."""
+
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None:
+        """Set an option of the socket."""
+
+    def close(self) -> None:
+        """Close, or reset if the socket was told to."""
 
 
 class Listener(NamedTuple):

@@ -8,10 +8,17 @@ import stat
 from collections.abc import Iterator
 from importlib import resources
 
-from aop_proxy.model import CLOUDFLARE, Bundle, ConfigurationError, Problem, Settings
+from aop_proxy.model import CLOUDFLARE, SYSTEM, Bundle, ConfigurationError, Problem, Settings, UpstreamTls
 from aop_proxy.notation import printable
 
 LARGEST_FILE = 1024 * 1024
+_SYSTEM_CAS = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Red Hat
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",  # macOS, BSD
+)
+"""Where systems keep the CAs that they trust as one file."""
 
 
 def read_file(path: str) -> bytes:
@@ -56,7 +63,7 @@ def read_what_can_be_read(settings: Settings) -> tuple[Bundle, list[Problem]]:
     problems = []
     for key, path in named_files(settings):
         try:
-            files[path] = files.get(path) or (_cloudflare() if path == CLOUDFLARE else read_file(path))
+            files[path] = files.get(path) or _BUILT_IN.get(path, read_file)(path)
         except ValueError as error:
             problems.append(Problem(key, str(error)))
     return Bundle(settings, files), problems
@@ -75,7 +82,31 @@ def named_files(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"{at}.clients.ca[{number}]", path
         for number, path in enumerate(site.clients.crl):
             yield f"{at}.clients.crl[{number}]", path
+        for number, upstream in enumerate(site.upstream):
+            if upstream.tls is not None:
+                yield from _files_of_tls(f"{at}.upstream[{number}]", upstream.tls)
 
 
-def _cloudflare() -> bytes:
+def _files_of_tls(at: str, tls: UpstreamTls) -> Iterator[tuple[str, str]]:
+    yield f"{at}.ca", tls.ca
+    if tls.certificate is not None:
+        yield f"{at}.certificate", tls.certificate
+    if tls.private_key is not None and tls.private_key != tls.certificate:
+        yield f"{at}.private_key", tls.private_key
+
+
+def _cloudflare(_name: str) -> bytes:
     return resources.files("aop_proxy").joinpath("certs", "cloudflare_origin_pull_ca.pem").read_bytes()
+
+
+def _system(_name: str) -> bytes:
+    """What SSL_CERT_FILE names, as for any program that uses OpenSSL, or what the system trusts."""
+    named = os.environ.get("SSL_CERT_FILE")
+    for path in (named,) if named else _SYSTEM_CAS:
+        if named or os.path.exists(path):
+            return read_file(path)
+    raise ValueError(f"this machine has no file of trusted CAs ({', '.join(_SYSTEM_CAS)}): name one")
+
+
+_BUILT_IN = {CLOUDFLARE: _cloudflare, SYSTEM: _system}
+"""Names that stand for content that no file of the configuration holds."""

@@ -11,6 +11,8 @@ from typing import Literal
 
 CLOUDFLARE = "cloudflare"
 """In `clients.ca`: Cloudflare's shared origin-pull CA, which ships with this package."""
+SYSTEM = "system"
+"""In `upstream.ca`: the CAs that this machine trusts."""
 
 
 class Dial(StrEnum):
@@ -43,6 +45,17 @@ class Clients:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """Whom a backend must prove to be, and what it is shown; it is always verified."""
+
+    ca: str = SYSTEM
+    server_name: str | None = None
+    """None means: the client's, or the URL's host where the client sent none."""
+    certificate: str | None = None
+    private_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Upstream:
     """One backend address: `host` and `port`, or `path` of a unix socket."""
 
@@ -50,6 +63,8 @@ class Upstream:
     host: str = ""
     port: int = 0
     path: str = ""
+    tls: UpstreamTls | None = None
+    """None means: in clear."""
     proxy_protocol: Literal["v1", "v2", "v2-tls"] | None = None
     """The PROXY header that is sent first."""
 

@@ -7,7 +7,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from aop_proxy.model import Admin, Listen, Upstream
+from aop_proxy.model import Admin, Listen, Upstream, UpstreamTls
 
 _LONGEST_DURATION = 7 * 24 * 3600
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|)")
@@ -18,6 +18,7 @@ _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _ENDPOINT = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
 _LONGEST_SOCKET_PATH = 107
 """Bytes in `sun_path` of unix(7), without the NUL."""
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _SHA256_DIGITS, _SHA1_DIGITS = 64, 40
 
 
@@ -121,6 +122,16 @@ def host(text: str) -> str:
     return name
 
 
+def server_name(text: str) -> str:
+    """The one host name or IP address that a backend's certificate must be for."""
+    if "*" in text:
+        raise ValueError(f"{quoted(text)} is a pattern: write one host name or address")
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return host(text)
+
+
 def _a_label(text: str) -> str:
     """What to write for a name in another script; only where the two forms agree (IDNA 2003 turns ß into ss)."""
     try:
@@ -214,26 +225,27 @@ def network(text: str) -> str:
 
 
 def upstream(text: str) -> Upstream:
-    """`http://HOST[:PORT]` or `unix:/path`."""
+    """`http://HOST[:PORT]`, `https://HOST[:PORT]` or `unix:/path`."""
     shown = quoted(re.sub("//[^/]*@", "//…@", text))  # a password is nothing to print
     scheme, colon, rest = text.partition(":")
     if scheme == "unix" and colon:
         return _unix_socket(text, rest)
-    if scheme != "http" or not rest.startswith("//"):
-        if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:/.*", text):
-            raise ValueError(f"{shown} has an unknown scheme: write `http://HOST:PORT` or `unix:/path`")
-        raise ValueError(f"{shown} has no scheme: write `http://HOST:PORT` or `unix:/path`")
+    if scheme not in _DEFAULT_PORTS or not rest.startswith("//"):
+        what = "an unknown" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:/.*", text) else "no"
+        raise ValueError(f"{shown} has {what} scheme: write `http[s]://HOST:PORT` or `unix:/path`")
+    form = f"{scheme}://HOST:PORT"
     authority = rest.removeprefix("//")
     for mark, name in (("@", "user name"), ("#", "fragment"), ("?", "query"), ("/", "path")):
         if mark in authority:
-            raise ValueError(f"{shown} has a {name}, which is meaningless here: write `http://HOST:PORT`")
+            raise ValueError(f"{shown} has a {name}, which is meaningless here: write `{form}`")
     match = _ENDPOINT.fullmatch(authority)
     if not match:
-        raise ValueError(_not_an_endpoint(authority, shown, "http://HOST:PORT"))
+        raise ValueError(_not_an_endpoint(authority, shown, form))
     if match["name"] == "":
-        raise ValueError(f"{shown} names no host: write `http://HOST:PORT`")
-    address, port = _address_or_name(match), _port(match["port"] or "80", smallest=1)
-    return Upstream(f"http://{f'[{address}]' if ':' in address else address}:{port}", address, port)
+        raise ValueError(f"{shown} names no host: write `{form}`")
+    address, port = _address_or_name(match), _port(match["port"] or _DEFAULT_PORTS[scheme], smallest=1)
+    url = f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}"
+    return Upstream(url, address, port, tls=UpstreamTls() if scheme == "https" else None)
 
 
 def _unix_socket(text: str, socket_path: str) -> Upstream:

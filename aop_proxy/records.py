@@ -14,6 +14,8 @@ MAX_WORDLESS_RECORDS = 3000
 """Records without data (KeyUpdates: 10 to 30 us each) in one piece of ciphertext; nobody needs two."""
 RECORD_HEADER = 5
 """Bytes: type, version, length (RFC 8446 section 5.1)."""
+CONTENT_TYPES = range(20, 24)
+"""What a record may begin with."""
 _MAX_RECORD_CIPHERTEXT = MAX_RECORD_PLAINTEXT + 2048
 """RFC 5246 section 6.2.3; TLS 1.3 allows less. OpenSSL refuses a header that says more, once it has this much."""
 

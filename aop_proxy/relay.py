@@ -19,7 +19,7 @@ import ssl
 import struct
 import termios
 
-from aop_proxy.endpoint import MORE_FOLLOWS
+from aop_proxy.endpoint import MORE_FOLLOWS, Stream
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason, Verdict
 from aop_proxy.records import MAX_RECORD_PLAINTEXT
@@ -66,7 +66,7 @@ class Relay:
         buffers: Buffers,
         session: TlsSession,
         client: socket.socket,
-        upstream: socket.socket,
+        upstream: Stream,
     ) -> None:
         """Take two connected non-blocking sockets and an accepted session; the caller closes the sockets at the end."""
         self._poller = poller
@@ -388,12 +388,12 @@ class Relay:
         self.finished.set_result(reason)
 
     @staticmethod
-    def _shut_down(end: socket.socket) -> None:
+    def _shut_down(end: Stream) -> None:
         with contextlib.suppress(OSError):  # it may be gone already
             end.shutdown(socket.SHUT_WR)
 
 
-def _reset_on_close(end: socket.socket) -> None:
+def _reset_on_close(end: Stream) -> None:
     """Make `close` send RST instead of FIN."""
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -6,7 +6,7 @@ Must not know where the text comes from, nor rules that hold between keys.
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from aop_proxy import model, notation
-from aop_proxy.model import CLOUDFLARE
+from aop_proxy.model import CLOUDFLARE, SYSTEM
 
 _Schema = dict[str, Any]
 
@@ -47,8 +47,11 @@ def _absolute(value: object, info: ValidationInfo) -> str:
     return os.path.join(str(info.context), notation.path(_one_text(value)))
 
 
-def _ca(value: object, info: ValidationInfo) -> str:
-    return CLOUDFLARE if value == CLOUDFLARE else _absolute(value, info)
+def _ca(built_in: str) -> PlainValidator:
+    def validate(value: object, info: ValidationInfo) -> str:
+        return built_in if value == built_in else _absolute(value, info)
+
+    return PlainValidator(validate)
 
 
 def _text(form: str) -> WithJsonSchema:
@@ -98,14 +101,20 @@ _User = Annotated[
     str, _written(notation.user), _text_or_number("a user's name or number", "^.+$", {"type": "integer", "minimum": 0})
 ]
 _Path = Annotated[str, PlainValidator(_absolute), _text("a path")]
-_Ca = Annotated[str, PlainValidator(_ca), _text("`cloudflare` or a path")]
+_ClientCa = Annotated[str, _ca(CLOUDFLARE), _text("`cloudflare` or a path")]
+_UpstreamCa = Annotated[str, _ca(SYSTEM), _text("`system` or a path")]
+_ServerName = Annotated[str, _written(notation.server_name), _text("`app.example.com` or an IP address")]
 _Host = Annotated[str, _written(notation.host), _text("`example.com` or `*.example.com`")]
 _Fingerprint = Annotated[str, _written(notation.fingerprint), _text("64 hexadecimal digits, with colons or without")]
 _Name = Annotated[str, _written(notation.identity_name), _text("`edge.example.com`, `*.example.com` or a URI")]
 _Address = Annotated[model.Listen, _written(notation.listen), _text("`192.0.2.1:443`, `0.0.0.0:443` or `[::]:443`")]
 _AdminAddress = Annotated[model.Admin, _written(notation.admin), _text("`127.0.0.1:9180` or `unix:/run/admin.sock`")]
 _Network = Annotated[str, _written(notation.network), _text("`10.0.0.0/8` or `2001:db8::/32`")]
-_Url = Annotated[model.Upstream, _written(notation.upstream), _text("`http://127.0.0.1:8000` or `unix:/run/app.sock`")]
+_Url = Annotated[
+    model.Upstream,
+    _written(notation.upstream),
+    _text("`http://127.0.0.1:8000`, `https://app.example.com` or `unix:/run/app.sock`"),
+]
 
 
 def _key(default: object = PydanticUndefined, *, description: str, **more: Any) -> Any:
@@ -173,16 +182,33 @@ class UpstreamPart(Shorthand):
     model_config = ConfigDict(json_schema_extra=_or_text)
     necessary = "url"
 
-    url: _Url = _key(description="The backend's address, http://HOST[:PORT] or unix:/path")
+    url: _Url = _key(description="The backend's address, http[s]://HOST[:PORT] or unix:/path")
     proxy_protocol: Literal["v1", "v2", "v2-tls"] | None = _key(
         None, description="Send a PROXY header first; v2-tls tells the client's certificate too"
     )
+    ca: _UpstreamCa = _key(
+        "system", description="CAs of an https:// backend's certificate, PEM, or system for those this machine trusts"
+    )
+    server_name: _ServerName | None = _key(
+        None, description="Whom an https:// backend must prove to be; left out: whom the client asked for, else HOST"
+    )
+    certificate: _Path | None = _key(None, description="The PEM file of the certificate shown to an https:// backend")
+    private_key: _Path | None = _key(None, description="The PEM file of its key; left out: the certificate file")
+
+    @model_validator(mode="after")
+    def _keys_of_tls(self) -> Self:
+        given = [key for key in ("ca", "server_name", "certificate", "private_key") if key in self.model_fields_set]
+        if given and self.url.tls is None:
+            raise ValueError(f"`{given[0]}` is for a backend that speaks TLS: write https://, or leave it out")
+        if self.private_key and not self.certificate:
+            raise ValueError("`private_key` is given without `certificate`: name the certificate that it belongs to")
+        return self
 
 
 class ClientsPart(Part):
     """Which client certificates a site accepts: from any of the CAs, then narrowed by each rule that is set."""
 
-    ca: list[_Ca] = _key(
+    ca: list[_ClientCa] = _key(
         ["cloudflare"],
         min_length=1,
         description="CAs that sign client certificates: PEM files, or cloudflare for its shared CA",
@@ -214,7 +240,7 @@ class SitePart(Part):
     clients: ClientsPart = _key({}, description="Which client certificates are accepted")
     upstream: Annotated[list[UpstreamPart], ONE_OR_MORE] = _key(
         min_length=1,
-        description="The backend, http://HOST[:PORT] or unix:/path; a list is tried in order",
+        description="The backend, http[s]://HOST[:PORT] or unix:/path; a list is tried in order",
         json_schema_extra=_or_one,
     )
     dial: Literal["first_byte", "eager"] = _key(

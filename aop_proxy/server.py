@@ -26,6 +26,7 @@ from aop_proxy.reasons import Reason
 from aop_proxy.relay import Buffers
 from aop_proxy.snapshot import Snapshot
 from aop_proxy.telemetry import SUPPRESSED_EVERY, ConnectionLog
+from aop_proxy.upstream import Dialler
 
 ACCEPTS_PER_TURN = 64
 EVERYBODY = 1_000_000
@@ -72,6 +73,7 @@ class Server:
         self.counters = Counters(tells_refusals=snapshot.settings.admin is not None)
         self.buffers = Buffers()
         self.poller = make_poller(loop)
+        self.dialler = Dialler(self.poller, self.buffers.ciphertext, log, number, self.counters.dialled)
         self.turns = Turns(loop, _AUTO_HANDSHAKES_PER_TURN)
         self.addresses = Addresses()
         loop.set_exception_handler(self._tell_of_a_bug)

@@ -6,7 +6,7 @@ connection keeps the snapshot it began with. Must not know signals or the file s
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -14,8 +14,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from aop_proxy import credentials, tls
 from aop_proxy.credentials import Findings
 from aop_proxy.expiry import Expiry
-from aop_proxy.model import CLOUDFLARE, Bundle, Clients, ConfigurationError, Problem, Settings, Site
+from aop_proxy.model import (
+    CLOUDFLARE,
+    SYSTEM,
+    Bundle,
+    Clients,
+    ConfigurationError,
+    Problem,
+    Settings,
+    Site,
+    Upstream,
+    UpstreamTls,
+)
 from aop_proxy.policy import HostTable, Rules
+from aop_proxy.upstream_tls import Backend, upstream_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,7 @@ class Gate:
     """What the log calls the site: its first host, or `*`."""
     context: ssl.SSLContext
     rules: Rules
+    backends: tuple[Backend, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,7 @@ class _Builder:
         self._key_log = key_log
         self._findings = findings
         self._expiries: list[Expiry] = []
+        self._upstream_contexts: dict[tuple[UpstreamTls, tuple[str, ...]], dict[str, ssl.SSLContext]] = {}
         # A name is read ahead only where it decides something that comes before the certificate is judged.
         self._reads_names_first = len(bundle.settings.sites) > 1 or bundle.settings.unknown_hosts == "reject"
 
@@ -92,6 +106,10 @@ class _Builder:
         authorities = self._authorities(f"{path}.clients", site.clients, note=True)
         lists = self._revocation_lists(f"{path}.clients", site.clients, authorities)
         server = self._server_credentials(path, site)
+        backends = tuple(
+            self._backend(f"{path}.upstream[{index}]", upstream, site.alpn)
+            for index, upstream in enumerate(site.upstream)
+        )
         self._advise(path, site)
         if server is None or not authorities:
             return None
@@ -109,7 +127,7 @@ class _Builder:
             why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
             self._findings.problem(f"{path}.certificate", f"OpenSSL cannot load this certificate and key ({why})")
             return None
-        return Gate(site, site.hosts[0] if site.hosts else "*", context, Rules.of(site.clients))
+        return Gate(site, site.hosts[0] if site.hosts else "*", context, Rules.of(site.clients), backends)
 
     def _authorities(self, path: str, clients: Clients, *, note: bool = False) -> list[x509.Certificate]:
         found: list[x509.Certificate] = []
@@ -166,7 +184,7 @@ class _Builder:
                     f" {authority.issuer.rfc4514_string()!r} there, and its CRL here",
                 )
 
-    def _server_credentials(self, path: str, site: Site) -> credentials.ServerCredentials | None:
+    def _server_credentials(self, path: str, site: Site) -> credentials.KeyPair | None:
         password_file = site.private_key_password_file
         if not {site.certificate, site.private_key, password_file or site.certificate} <= self._files.keys():
             return None
@@ -181,6 +199,53 @@ class _Builder:
         if server is not None:
             self._note_expiries(f"{path}.certificate", server.chain)
         return server
+
+    def _backend(self, path: str, upstream: Upstream, protocols: tuple[str, ...]) -> Backend:
+        if upstream.tls is None:
+            return Backend(upstream)
+        key = (replace(upstream.tls, server_name=None), protocols)
+        if key not in self._upstream_contexts:  # a thousand sites with one CA are not to load it a thousand times
+            self._upstream_contexts[key] = self._make_upstream_contexts(path, upstream.tls, protocols)
+        return Backend(upstream, self._upstream_contexts[key])
+
+    def _make_upstream_contexts(
+        self, path: str, tls: UpstreamTls, protocols: tuple[str, ...]
+    ) -> dict[str, ssl.SSLContext]:
+        """One for each protocol, or none after a problem."""
+        anchors = self._anchors(f"{path}.ca", tls.ca)
+        key_pair = self._client_credentials(path, tls)
+        if not anchors or (tls.certificate is not None and key_pair is None):
+            return {}
+        pem = key_pair.pem if key_pair else None
+        try:
+            return {protocol: upstream_context(anchors, pem, protocol) for protocol in protocols}
+        except OSError as error:  # ssl.SSLError is one
+            why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+            self._findings.problem(path, f"OpenSSL cannot load these certificates ({why})")
+            return {}
+
+    def _anchors(self, path: str, name: str) -> bytes:
+        """What to trust, as PEM; what the system trusts is not ours to judge."""
+        if name not in self._files or name == SYSTEM:
+            return self._files.get(name, b"")
+        anchors = credentials.read_anchors(path, self._files[name], self._findings)
+        self._note_expiries(path, anchors)
+        return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in anchors)
+
+    def _client_credentials(self, path: str, tls: UpstreamTls) -> credentials.KeyPair | None:
+        if tls.certificate is None or tls.private_key is None:
+            return None
+        if not {tls.certificate, tls.private_key} <= self._files.keys():
+            return None
+        key_path = f"{path}.private_key" if tls.private_key != tls.certificate else f"{path}.certificate"
+        key_pair = credentials.read_client_credentials(
+            (f"{path}.certificate", self._files[tls.certificate]),
+            (key_path, self._files[tls.private_key]),
+            self._findings,
+        )
+        if key_pair is not None:
+            self._note_expiries(f"{path}.certificate", key_pair.chain)
+        return key_pair
 
     def _advise(self, path: str, site: Site) -> None:
         shared = CLOUDFLARE in site.clients.ca

@@ -25,9 +25,9 @@ _SEALED_ALERT_LENGTH = 24
 _CLIENT_RANDOM = slice(11, 43)
 """Where the random stands in a ClientHello that starts a record (RFC 8446 sections 4.1.2, 5.1)."""
 _SECRET_LINE = b"SERVER_TRAFFIC_SECRET_0 "
-_NO_RX_CERTIFICATE_COMPRESSION = 1 << 33
+NO_RX_CERTIFICATE_COMPRESSION = 1 << 33
 """SSL_OP_NO_RX_CERTIFICATE_COMPRESSION of OpenSSL 3.2 and newer; no meaning before."""
-_CLOSED_OPTIONS = ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET | _NO_RX_CERTIFICATE_COMPRESSION
+_CLOSED_OPTIONS = ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET | NO_RX_CERTIFICATE_COMPRESSION
 
 _REASONS_BY_VERIFY_CODE = {
     **dict.fromkeys((18, 19), Reason.SELF_SIGNED),
@@ -135,10 +135,10 @@ def site_context(
     Raises ssl.SSLError for what OpenSSL does not load.
     """
     context = _closed_context(authorities)
-    with _as_path(server_pem) as path:
+    with as_path(server_pem) as path:
         context.load_cert_chain(path)
     if revocation_lists:
-        with _as_path(revocation_lists) as path:
+        with as_path(revocation_lists) as path:
             context.load_verify_locations(cafile=path)
         # A chain that ends below a root has no CA for the last list's signature: OpenSSL would refuse everybody.
         context.verify_flags &= ~ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -201,7 +201,7 @@ _DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 
 
 @contextlib.contextmanager
-def _as_path(content: bytes) -> Iterator[str]:
+def as_path(content: bytes) -> Iterator[str]:
     """A path to `content`, for OpenSSL's functions that want one; nothing is written to a disk where memfd exists."""
     descriptor = os.memfd_create("pem", os.MFD_CLOEXEC) if hasattr(os, "memfd_create") else -1
     with os.fdopen(descriptor, "w+b") if descriptor >= 0 else tempfile.TemporaryFile() as file:

@@ -1,99 +1,204 @@
-"""One dial: a backend's addresses in order, each under its own deadline -> a connected socket, or why there is none.
+"""One dial: a backend's addresses in order, each under its own deadline -> a connected stream, or why there is none.
 
-Names are resolved anew at every dial, so that a backend that moves is found. Must not know the client.
+Names are resolved anew at every dial, so that a backend that moves is found. Where a backend speaks TLS a PROXY header
+goes first, in clear, and then the handshake, as HAProxy and NGINX do it. Must not know the client.
 """
 
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-from aop_proxy.endpoint import Endpoint
+from aop_proxy.endpoint import Endpoint, Stream
+from aop_proxy.log import Log
 from aop_proxy.model import Upstream
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
+from aop_proxy.records import CONTENT_TYPES, RECORD_HEADER
+from aop_proxy.tls_socket import TlsSocket
+from aop_proxy.upstream_tls import Backend, UpstreamSession, in_words
 
+TELL_EVERY = 10.0
+"""Seconds between two lines about one backend's TLS: clients decide how often it is dialled."""
 _BACKLOG_PAUSE = 0.01
 """Seconds until a unix socket whose backlog is full is tried again."""
 Note = Callable[[str, float, Reason | None], None]
 """Takes an upstream's URL, the seconds that it took, and why it failed if it did."""
+_UNDER_WAY = (errno.EALREADY, errno.EINPROGRESS, errno.EAGAIN)
 _Address = tuple[socket.AddressFamily, str | tuple[str, int]]
 
 
-async def dial(
-    poller: Poller, upstreams: tuple[Upstream, ...], deadline: float, note: Note
-) -> tuple[socket.socket, Upstream] | Reason:
-    """Connect to the first address that answers within `deadline` seconds.
+class Caller(NamedTuple):
+    """What a backend hears of the client for whom it is dialled."""
 
-    The socket is non-blocking and the caller's to close. UPSTREAM_TIMEOUT if the last address was silent, else
-    UPSTREAM_UNREACHABLE. `note` is told what became of each upstream that was tried.
-    """
-    failure = Reason.UPSTREAM_UNREACHABLE
-    for upstream in upstreams:
+    server_name: str | None = None
+    """Whom the client asked for, if that is a host name."""
+    protocol: str | None = None
+    """What was agreed with it in ALPN."""
+    header: Callable[[Upstream], bytes] = lambda _: b""
+    """The PROXY header that a backend is configured to get."""
+
+
+class Dialled(NamedTuple):
+    """A backend that answered."""
+
+    stream: Stream
+    """Non-blocking, and the caller's to close."""
+    upstream: Upstream
+    preamble: bytes
+    """The PROXY header, which goes in one piece with the first bytes; empty where dialling has sent it."""
+
+
+class Dialler:
+    """A worker's way to its backends."""
+
+    def __init__(self, poller: Poller, scratch: memoryview, log: Log, worker: int, note: Note) -> None:
+        """Wait by `poller`; `scratch` is a buffer that nobody keeps anything in across a turn of the loop.
+
+        `note` is told what became of each upstream that was tried.
+        """
+        self._poller = poller
+        self._scratch = scratch
+        self._log = log
+        self._worker = worker
+        self._note = note
+        self._quiet_until: dict[str, float] = {}
+
+    async def dial(self, backends: tuple[Backend, ...], deadline: float, caller: Caller) -> Dialled | Reason:
+        """Reach the first address that answers within `deadline` seconds, its TLS handshake included.
+
+        UPSTREAM_TIMEOUT if the last address was silent, else UPSTREAM_UNREACHABLE.
+        """
         failure = Reason.UPSTREAM_UNREACHABLE
-        began = time.monotonic()
-        for address in await _addresses(poller.loop, upstream):
-            try:
-                end = await _connect(poller, *address, deadline)
-            except TimeoutError:
-                failure = Reason.UPSTREAM_TIMEOUT
-            except OSError:
-                failure = Reason.UPSTREAM_UNREACHABLE
-            else:
-                note(upstream.url, time.monotonic() - began, None)
-                return end, upstream
-        note(upstream.url, time.monotonic() - began, failure)
-    return failure
+        for backend in backends:
+            failure = Reason.UPSTREAM_UNREACHABLE
+            url, began = backend.upstream.url, time.monotonic()
+            for address in await self._addresses(backend.upstream):
+                try:
+                    dialled = await self._reach(backend, address, deadline, caller)
+                except TimeoutError:
+                    failure = Reason.UPSTREAM_TIMEOUT
+                except OSError:
+                    failure = Reason.UPSTREAM_UNREACHABLE
+                else:
+                    self._note(url, time.monotonic() - began, None)
+                    return dialled
+            self._note(url, time.monotonic() - began, failure)
+        return failure
 
+    async def _addresses(self, upstream: Upstream) -> list[_Address]:
+        """Every address of an upstream in the resolver's order; none if its name does not resolve."""
+        if upstream.path:
+            return [(socket.AF_UNIX, upstream.path)]
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                socket.inet_pton(family, upstream.host)
+                return [(family, (upstream.host, upstream.port))]
+        try:
+            found = await self._poller.loop.getaddrinfo(upstream.host, upstream.port, type=socket.SOCK_STREAM)
+        except OSError:
+            return []
+        return [(family, (str(address[0]), int(address[1]))) for family, _type, _protocol, _name, address in found]
 
-async def _addresses(loop: asyncio.AbstractEventLoop, upstream: Upstream) -> list[_Address]:
-    """Every address of an upstream in the resolver's order; none if its name does not resolve."""
-    if upstream.path:
-        return [(socket.AF_UNIX, upstream.path)]
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            socket.inet_pton(family, upstream.host)
-            return [(family, (upstream.host, upstream.port))]
-    try:
-        found = await loop.getaddrinfo(upstream.host, upstream.port, type=socket.SOCK_STREAM)
-    except OSError:
-        return []
-    return [(family, (str(address[0]), int(address[1]))) for family, _type, _protocol, _name, address in found]
-
-
-async def _connect(
-    poller: Poller, family: socket.AddressFamily, address: str | tuple[str, int], deadline: float
-) -> socket.socket:
-    end = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        end.setblocking(False)
-        if family != socket.AF_UNIX:
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        code = end.connect_ex(address)
-        if code == errno.EINPROGRESS:
-            code = end.connect_ex(address)  # on loopback the handshake is over by now, and asking again tells
-        if code in (errno.EALREADY, errno.EINPROGRESS, errno.EAGAIN):
+    async def _reach(self, backend: Backend, address: _Address, deadline: float, caller: Caller) -> Dialled:
+        """Connect, and shake hands with a backend that speaks TLS."""
+        header = caller.header(backend.upstream)
+        end = socket.socket(address[0], socket.SOCK_STREAM)
+        try:
+            code = _begin(end, *address)
+            if code == 0 and backend.upstream.tls is None:
+                return Dialled(end, backend.upstream, header)  # what is near and in clear needs no timer
             async with asyncio.timeout(deadline):
-                code = await _connected(poller, end, address, code)
-        if code not in (0, errno.EISCONN):  # the second is how some systems say that it is done
+                await self._connected(end, address[1], code)
+                if backend.upstream.tls is None:
+                    return Dialled(end, backend.upstream, header)
+                session = UpstreamSession(backend, caller.server_name, caller.protocol)
+                tell = functools.partial(self._tell, backend.upstream, session.server_name)
+                try:
+                    await self._shake_hands(end, session, header)
+                except ssl.SSLError as error:
+                    tell(error)
+                    raise
+                return Dialled(TlsSocket(end, session, self._poller, self._scratch, tell), backend.upstream, b"")
+        except BaseException:
+            self._poller.forget(end.fileno())
+            end.close()
+            raise
+
+    async def _connected(self, end: socket.socket, address: str | tuple[str, int], code: int) -> None:
+        """Wait for a connect that is under way. Raises OSError if it comes to nothing."""
+        while code == errno.EAGAIN:  # a unix socket whose backlog is full: the kernel does not wait for us
+            await asyncio.sleep(_BACKLOG_PAUSE)
+            code = _connect(end, address)
+        if code in _UNDER_WAY:
+            await Endpoint(end, self._poller).writable()
+            code = end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
             raise OSError(code, os.strerror(code))
-    except BaseException:
-        poller.forget(end.fileno())
-        end.close()
-        raise
-    return end
+
+    async def _shake_hands(self, end: socket.socket, session: UpstreamSession, header: bytes) -> None:
+        """Send the header and shake hands; take no more out of the kernel than that needs."""
+        backend = Endpoint(end, self._poller)
+        received = b""
+        try:
+            while not session.handshake(received):
+                await backend.send(header + session.take_output())
+                header = b""
+                received = await self._record(backend)
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):
+                end.send(session.take_output())
+            raise
+        await backend.send(session.take_output())
+        self._poller.stop_reading(end.fileno())
+
+    async def _record(self, backend: Endpoint) -> bytes:
+        """The next record, whole and alone."""
+        record = b""
+        wanted = RECORD_HEADER
+        while len(record) < wanted:
+            received = bytes(await backend.receive(self._scratch[: wanted - len(record)]))
+            if not received:
+                raise ConnectionResetError("the backend ended the TLS handshake")
+            record += received
+            if len(record) == RECORD_HEADER and record[0] in CONTENT_TYPES:  # else OpenSSL says what it is not
+                wanted += int.from_bytes(record[3:])
+        return record
+
+    def _tell(self, upstream: Upstream, server_name: str, error: ssl.SSLError) -> None:
+        """Say why a backend's TLS failed."""
+        now = self._poller.loop.time()
+        if now < self._quiet_until.get(upstream.url, 0):
+            return
+        self._quiet_until[upstream.url] = now + TELL_EVERY
+        self._log.event(
+            "warning",
+            "upstream_tls_failed",
+            upstream=upstream.url,
+            server_name=server_name,
+            why=in_words(error),
+            worker=self._worker,
+        )
 
 
-async def _connected(poller: Poller, end: socket.socket, address: str | tuple[str, int], code: int) -> int:
-    """Wait for a connect that is under way; its error, or 0."""
-    while code == errno.EAGAIN:  # a unix socket whose backlog is full: the kernel does not wait for us
-        await asyncio.sleep(_BACKLOG_PAUSE)
-        code = end.connect_ex(address)
-    if code in (errno.EALREADY, errno.EINPROGRESS):
-        await Endpoint(end, poller).writable()
-        code = end.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+def _begin(end: socket.socket, family: socket.AddressFamily, address: str | tuple[str, int]) -> int:
+    """Begin to connect; 0, or the code of what it is at."""
+    end.setblocking(False)
+    if family != socket.AF_UNIX:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    code = _connect(end, address)
+    if code == errno.EINPROGRESS:
+        code = _connect(end, address)  # on loopback the handshake is over by now, and asking again tells
     return code
+
+
+def _connect(end: socket.socket, address: str | tuple[str, int]) -> int:
+    code = end.connect_ex(address)
+    return 0 if code == errno.EISCONN else code  # which is how some systems say that it is done

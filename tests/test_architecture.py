@@ -20,8 +20,8 @@ ROOMS = {
     "configuration": "notation files document schema config flags",
     "decisions": "identity policy expiry pages proxy_protocol",
     "log": "log telemetry histogram counters",
-    "OpenSSL": "credentials farewell records tls snapshot",
-    "one connection": "poller endpoint relay upstream connection",
+    "OpenSSL": "credentials farewell records tls upstream_tls snapshot",
+    "one connection": "poller endpoint relay tls_socket upstream connection",
     "many connections": "processors service_manager watch privileges listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
     "what is shown": "metrics admin",
     "people": "zone_certificates visit judgement probe report demo cli __main__",
@@ -124,7 +124,7 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("upstream", "tls relay snapshot telemetry connection"),
         ("poller", "relay upstream connection reasons"),
         ("connection", "config flags files credentials workers worker channel"),
-        ("server", "tls pages policy identity upstream"),
+        ("server", "tls pages policy identity"),
         ("listeners", "server worker channel"),
         ("processors", "model"),
         ("watch", "listeners workers files config log"),
@@ -154,17 +154,23 @@ CONTEXT_MAKERS = {"SSLContext", "create_default_context", "_create_unverified_co
 
 @pytest.mark.parametrize("module", EVERY)
 def test_server_contexts_are_made_in_one_place(module: str) -> None:
-    """Only `tls` makes contexts of servers, in one function; the demonstration and the probe make those of clients."""
+    """Only `tls` makes contexts of servers, in one function; those of clients, towards backends too, in others."""
     made = [
         name
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Call) and (name := ast.unparse(node.func).rpartition(".")[2]) in CONTEXT_MAKERS
     ]
-    expected = {"tls": ["SSLContext"], "visit": ["SSLContext"], "demo": ["create_default_context", "wrap_socket"]}
+    expected = {
+        "tls": ["SSLContext"],
+        "upstream_tls": ["SSLContext"],
+        "visit": ["SSLContext"],
+        "demo": ["create_default_context", "wrap_socket"],
+    }
     assert made == expected.get(module, [])
     weak = r"PROTOCOL_TLS\w*|CERT_NONE|ssl\.CERT_OPTIONAL|check_hostname"
     allowed = {
         "tls": ["ssl.CERT_OPTIONAL", "PROTOCOL_TLS_SERVER"],
+        "upstream_tls": ["PROTOCOL_TLS_CLIENT", "check_hostname"],
         # A visitor may talk to whoever answers: it sends nothing that is secret.
         "visit": ["PROTOCOL_TLS_CLIENT", "check_hostname", "CERT_NONE"],
     }

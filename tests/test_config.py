@@ -22,10 +22,12 @@ from aop_proxy.model import (
     Site,
     Timeouts,
     Upstream,
+    UpstreamTls,
 )
 from aop_proxy.notation import upstream
 from aop_proxy.schema import keys
 
+SCHEMES = "write `http[s]://HOST:PORT` or `unix:/path`"
 CONFIGURATIONS = Path(__file__).parent / "configurations"
 
 
@@ -84,6 +86,17 @@ def test_every_key() -> None:
                     Upstream("http://127.0.0.1:80", "127.0.0.1", 80),
                     Upstream("unix:/run/app.sock", path="/run/app.sock"),
                     Upstream("http://[::1]:8001", "::1", 8001, proxy_protocol="v2-tls"),
+                    Upstream(
+                        "https://app:8443",
+                        "app",
+                        8443,
+                        tls=UpstreamTls(
+                            ca=f"{CONFIGURATIONS}/app-ca.pem",
+                            server_name="inner.example.com",
+                            certificate=f"{CONFIGURATIONS}/proxy.pem",
+                            private_key=f"{CONFIGURATIONS}/keys/proxy.key",
+                        ),
+                    ),
                 ),
                 dial=Dial.EAGER,
             ),
@@ -200,17 +213,25 @@ def test_mistake_in_a_site(text: str, problem: str) -> None:
     [
         ("upstream: []", f"sites[0].upstream: {NO_ITEM}"),
         ("upstream:", f"sites[0].upstream: {NO_VALUE}"),
-        ("upstream: [x]", 'sites[0].upstream[0]: "x" has no scheme: write `http://HOST:PORT` or `unix:/path`'),
-        ("upstream: {url: x}", 'sites[0].upstream.url: "x" has no scheme: write `http://HOST:PORT` or `unix:/path`'),
+        ("upstream: [x]", f'sites[0].upstream[0]: "x" has no scheme: {SCHEMES}'),
+        ("upstream: {url: x}", f'sites[0].upstream.url: "x" has no scheme: {SCHEMES}'),
         (
             "upstream: [{url: [x]}]",
             "sites[0].upstream[0].url: must be one value, not a list: write it without brackets or keys",
         ),
         (
             "upstream: {}",
-            "sites[0].upstream.url: is missing: give the backend's address, http://HOST[:PORT] or unix:/path",
+            "sites[0].upstream.url: is missing: give the backend's address, http[s]://HOST[:PORT] or unix:/path",
         ),
-        ("a: 1", "sites[0].upstream: is missing: give the backend, http://HOST[:PORT] or unix:/path"),
+        (
+            "upstream: {url: 'http://a', ca: b}",
+            "sites[0].upstream: `ca` is for a backend that speaks TLS: write https://, or leave it out",
+        ),
+        (
+            "upstream: {url: 'https://a', private_key: b}",
+            "sites[0].upstream: `private_key` is given without `certificate`: name the certificate that it belongs to",
+        ),
+        ("a: 1", "sites[0].upstream: is missing: give the backend, http[s]://HOST[:PORT] or unix:/path"),
     ],
 )
 def test_mistake_in_an_upstream(text: str, problem: str) -> None:

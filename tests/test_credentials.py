@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from aop_proxy.credentials import (
     SHARED_CA_FINGERPRINT,
     Findings,
-    ServerCredentials,
+    KeyPair,
     fingerprint,
     read_authorities,
     read_revocation_lists,
@@ -159,12 +159,12 @@ def test_names_in_sentences_are_printable_and_short() -> None:
 
 def credentials(
     certificate: bytes, private_key: bytes, password: bytes | None = None
-) -> tuple[ServerCredentials | None, Findings]:
+) -> tuple[KeyPair | None, Findings]:
     findings = Findings()
     return read_server_credentials((CERTIFICATE, certificate), (KEY, private_key), password, findings), findings
 
 
-def openssl_loads(one: ServerCredentials, path: Path) -> bool:
+def openssl_loads(one: KeyPair, path: Path) -> bool:
     path.write_bytes(one.pem)
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
     return True

@@ -88,7 +88,7 @@ def test_problems_are_named_by_flag() -> None:
         '--listen[0]: ":80" names no address: write `0.0.0.0:80` for all of IPv4, `[::]:80` for all of IPv6',
         "--certificate: is missing: give the PEM file of the server's certificate and its intermediates",
         '--client-ca[1]: "" is no path: name a file',
-        '--upstream: "x" has no scheme: write `http://HOST:PORT` or `unix:/path`',
+        '--upstream: "x" has no scheme: write `http[s]://HOST:PORT` or `unix:/path`',
         '--timeout-idle: "x" is not a duration: write `10s`, `500ms`, `5m`, `1h` or a number of seconds',
         "--listen[2]: is the same address as --listen[1]: keep one",
     ]
@@ -119,7 +119,7 @@ def test_file_and_flags() -> None:
 def test_file(tmp_path: Path) -> None:
     """Problems of a file keep the file's paths, also when it has one site."""
     (tmp_path / "a.yaml").write_text("{listen: ['a:1'], sites: [{certificate: a, upstream: b}]}")
-    expected = 'sites[0].upstream: "b" has no scheme: write `http://HOST:PORT` or `unix:/path`'
+    expected = 'sites[0].upstream: "b" has no scheme: write `http[s]://HOST:PORT` or `unix:/path`'
     assert [expected] == problems(f"--config {tmp_path}/a.yaml")
 
 

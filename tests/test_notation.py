@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aop_proxy import notation
-from aop_proxy.model import Listen, Upstream
+from aop_proxy.model import Listen, Upstream, UpstreamTls
 
 ANY_SIZE = notation.size(1, 1024 * 1024)
 SHA256 = "2b7e151628aed2a6abf7158809cf4f3c2b7e151628aed2a6abf7158809cf4f3c"
@@ -45,6 +45,9 @@ SHA256 = "2b7e151628aed2a6abf7158809cf4f3c2b7e151628aed2a6abf7158809cf4f3c"
         (notation.upstream, "http://127.0.0.1:8000", Upstream("http://127.0.0.1:8000", "127.0.0.1", 8000)),
         (notation.upstream, "http://my_app", Upstream("http://my_app:80", "my_app", 80)),
         (notation.upstream, "http://[::1]:81", Upstream("http://[::1]:81", "::1", 81)),
+        (notation.upstream, "https://App", Upstream("https://app:443", "app", 443, tls=UpstreamTls())),
+        (notation.server_name, "App.example.", "app.example"),
+        (notation.server_name, "0::1", "::1"),
         (notation.upstream, "unix:/run/app.sock", Upstream("unix:/run/app.sock", path="/run/app.sock")),
     ],
 )
@@ -123,10 +126,20 @@ def test_reads_what_is_right(parse: Callable[[str], object], text: str, expected
         (notation.listen, "*.a:443", '"*.a" is a pattern: write one address or host name'),
         (
             notation.upstream,
-            "https://a",
-            '"https://a" has an unknown scheme: write `http://HOST:PORT` or `unix:/path`',
+            "ftp://a",
+            '"ftp://a" has an unknown scheme: write `http[s]://HOST:PORT` or `unix:/path`',
         ),
-        (notation.upstream, "a:8000", '"a:8000" has no scheme: write `http://HOST:PORT` or `unix:/path`'),
+        (
+            notation.upstream,
+            "a:8000",
+            '"a:8000" has no scheme: write `http[s]://HOST:PORT` or `unix:/path`',
+        ),
+        (
+            notation.upstream,
+            "https://a/b",
+            '"https://a/b" has a path, which is meaningless here: write `https://HOST:PORT`',
+        ),
+        (notation.server_name, "*.a", '"*.a" is a pattern: write one host name or address'),
         (
             notation.upstream,
             "http://a/",

@@ -5,49 +5,66 @@ import contextlib
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import actors
 from actors import PATIENCE, free_port
+from aop_proxy import model
+from aop_proxy.endpoint import Stream
+from aop_proxy.log import Log
 from aop_proxy.model import Upstream
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
-from aop_proxy.upstream import dial
+from aop_proxy.upstream import Caller, Dialled, Dialler
+from aop_proxy.upstream_tls import Backend
 from in_process import POLLERS, LoopThread, watching
 
 HURRY = 0.08
 """Seconds: a deadline that is meant to pass."""
+NOBODY = Caller()
+SCRATCH = 256 * 1024
 UNREACHABLE, TIMEOUT = Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT
 
 
-class Dialler:
-    """Dials on its loop."""
+class Phone:
+    """A `Dialler`, called from outside its loop."""
 
     def __init__(self, loop: LoopThread, poller: Poller) -> None:
         self.loop = loop
-        self._poller = poller
+        self._read, self._write = os.pipe()
+        self.log = actors.Log(self._read)
+        log = Log(model.Log("json"), self._write)
         self.told: list[tuple[str, Reason | None]] = []
+        self._dialler = Dialler(poller, memoryview(bytearray(SCRATCH)), log, 1, self.note)
 
     def note(self, url: str, seconds: float, failure: Reason | None) -> None:
         assert 0 < seconds < PATIENCE
         self.told.append((url, failure))
 
-    def __call__(self, *upstreams: Upstream, deadline: float = PATIENCE) -> tuple[socket.socket, Upstream] | Reason:
-        return self.loop.run(dial(self._poller, upstreams, deadline, self.note))
+    def dial(
+        self, *upstreams: Upstream | Backend, deadline: float = PATIENCE, caller: Caller = NOBODY
+    ) -> Coroutine[Any, Any, Dialled | Reason]:
+        backends = tuple(Backend(one) if isinstance(one, Upstream) else one for one in upstreams)
+        return self._dialler.dial(backends, deadline, caller)
+
+    def __call__(
+        self, *upstreams: Upstream | Backend, deadline: float = PATIENCE, caller: Caller = NOBODY
+    ) -> Dialled | Reason:
+        return self.loop.run(self.dial(*upstreams, deadline=deadline, caller=caller))
 
     def begin(self, upstream: Upstream) -> Callable[[], socket.socket]:
         """Have a dial under way, and go on; call the result to wait for its socket."""
-        dialling = asyncio.run_coroutine_threadsafe(
-            dial(self._poller, (upstream,), PATIENCE, self.note), self.loop.loop
-        )
+        dialling = asyncio.run_coroutine_threadsafe(self.dial(upstream), self.loop.loop)
         self.loop.call(lambda: None)  # its first step is taken by then
 
         def end() -> socket.socket:
             outcome = dialling.result(PATIENCE + 5)
             assert not isinstance(outcome, Reason)
-            return outcome[0]
+            return plain(outcome.stream)
 
         return end
 
@@ -55,14 +72,25 @@ class Dialler:
         """Dial with success."""
         outcome = self(*upstreams, deadline=deadline)
         assert not isinstance(outcome, Reason)
-        return outcome
+        return plain(outcome.stream), outcome.upstream
+
+    def close(self) -> None:
+        os.close(self._write)
+        self.log.join(PATIENCE)
+
+
+def plain(stream: Stream) -> socket.socket:
+    assert isinstance(stream, socket.socket)
+    return stream
 
 
 @pytest.fixture(params=POLLERS)
-def dialler(request: pytest.FixtureRequest) -> Iterator[Dialler]:
+def dialler(request: pytest.FixtureRequest) -> Iterator[Phone]:
     make_loop, make_poller = request.param
     with LoopThread(make_loop) as loop, watching(loop, make_poller) as poller:
-        yield Dialler(loop, poller)
+        phone = Phone(loop, poller)
+        yield phone
+        phone.close()
 
 
 def tcp(host: str, port: int) -> Upstream:
@@ -134,7 +162,7 @@ def descriptors() -> set[str]:
 # Who answers
 
 
-def test_a_backend_that_answers(dialler: Dialler, backend: Upstream, listener: socket.socket) -> None:
+def test_a_backend_that_answers(dialler: Phone, backend: Upstream, listener: socket.socket) -> None:
     """The socket is connected, non-blocking, without Nagle and with keep-alive; which backend it is, is told."""
     end, upstream = dialler.connect(backend)
     with end, listener.accept()[0] as accepted:
@@ -146,7 +174,7 @@ def test_a_backend_that_answers(dialler: Dialler, backend: Upstream, listener: s
         assert accepted.recv(5) == b"hello"
 
 
-def test_ipv6(dialler: Dialler) -> None:
+def test_ipv6(dialler: Phone) -> None:
     """An IPv6 address is dialled as it stands."""
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
         port = listening.getsockname()[1]
@@ -154,7 +182,7 @@ def test_ipv6(dialler: Dialler) -> None:
             assert end.getpeername()[:2] == ("::1", port)
 
 
-def test_a_unix_socket(dialler: Dialler, unix_listener: socket.socket) -> None:
+def test_a_unix_socket(dialler: Phone, unix_listener: socket.socket) -> None:
     """A path is dialled too."""
     unix_listener.listen()
     end, _ = dialler.connect(unix(Path(unix_listener.getsockname())))
@@ -164,14 +192,14 @@ def test_a_unix_socket(dialler: Dialler, unix_listener: socket.socket) -> None:
         assert accepted.recv(5) == b"hello"
 
 
-def test_a_name_with_several_addresses(dialler: Dialler, listener: socket.socket) -> None:
+def test_a_name_with_several_addresses(dialler: Phone, listener: socket.socket) -> None:
     """Where a name has an address that refuses, the next one is tried."""
     port = listener.getsockname()[1]
     with dialler.connect(tcp("localhost", port))[0] as end:
         assert end.getpeername() == ("127.0.0.1", port)
 
 
-def test_names_are_looked_up_at_every_dial(dialler: Dialler) -> None:
+def test_names_are_looked_up_at_every_dial(dialler: Phone) -> None:
     """A backend that comes up later is found."""
     port = free_port()
     assert dialler(tcp("localhost", port)) is UNREACHABLE
@@ -179,7 +207,7 @@ def test_names_are_looked_up_at_every_dial(dialler: Dialler) -> None:
         dialler.connect(tcp("localhost", port))[0].close()
 
 
-def test_a_full_unix_socket_is_waited_for(dialler: Dialler, unix_listener: socket.socket) -> None:
+def test_a_full_unix_socket_is_waited_for(dialler: Phone, unix_listener: socket.socket) -> None:
     """A backend that is busy for a moment is no backend that is down."""
     with full(unix_listener) as waiting:
         connected = dialler.begin(unix(Path(unix_listener.getsockname())))
@@ -190,7 +218,7 @@ def test_a_full_unix_socket_is_waited_for(dialler: Dialler, unix_listener: socke
             assert accepted.recv(5) == b"hello"
 
 
-def test_an_address_that_is_slow(dialler: Dialler) -> None:
+def test_an_address_that_is_slow(dialler: Phone) -> None:
     """A connection that comes about within the deadline counts, though not at once."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -207,14 +235,14 @@ def test_an_address_that_is_slow(dialler: Dialler) -> None:
 # The next one
 
 
-def test_the_next_address_is_tried(dialler: Dialler, refusing: Upstream, backend: Upstream, tmp_path: Path) -> None:
+def test_the_next_address_is_tried(dialler: Phone, refusing: Upstream, backend: Upstream, tmp_path: Path) -> None:
     """In order, past one that refuses and a unix socket that is not there."""
     end, upstream = dialler.connect(refusing, unix(tmp_path / "none.sock"), backend)
     end.close()
     assert upstream is backend
 
 
-def test_the_first_that_answers_is_taken(dialler: Dialler, backend: Upstream, refusing: Upstream) -> None:
+def test_the_first_that_answers_is_taken(dialler: Phone, backend: Upstream, refusing: Upstream) -> None:
     """Those behind it are not asked."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.setblocking(False)
@@ -225,7 +253,7 @@ def test_the_first_that_answers_is_taken(dialler: Dialler, backend: Upstream, re
             other.accept()
 
 
-def test_each_address_has_its_own_deadline(dialler: Dialler, silent: Upstream, backend: Upstream) -> None:
+def test_each_address_has_its_own_deadline(dialler: Phone, silent: Upstream, backend: Upstream) -> None:
     """A silent address costs its deadline, and the next one is reached."""
     end, upstream = dialler.connect(silent, backend, deadline=HURRY)
     end.close()
@@ -235,49 +263,49 @@ def test_each_address_has_its_own_deadline(dialler: Dialler, silent: Upstream, b
 # Nobody answers
 
 
-def test_nobody_listens(dialler: Dialler, refusing: Upstream) -> None:
+def test_nobody_listens(dialler: Phone, refusing: Upstream) -> None:
     """A refused connection is unreachable."""
     assert dialler(refusing) is UNREACHABLE
     assert dialler(refusing, refusing) is UNREACHABLE
 
 
-def test_no_unix_socket(dialler: Dialler, tmp_path: Path) -> None:
+def test_no_unix_socket(dialler: Phone, tmp_path: Path) -> None:
     """So is a path that is not there, and one that is no socket."""
     (tmp_path / "file").touch()
     assert dialler(unix(tmp_path / "none.sock")) is UNREACHABLE
     assert dialler(unix(tmp_path / "file")) is UNREACHABLE
 
 
-def test_a_name_that_does_not_resolve(dialler: Dialler, backend: Upstream) -> None:
+def test_a_name_that_does_not_resolve(dialler: Phone, backend: Upstream) -> None:
     """So is a name without an address; the next upstream is tried."""
     nowhere = tcp("name.invalid", 80)
     assert dialler(nowhere) is UNREACHABLE
     dialler.connect(nowhere, backend)[0].close()
 
 
-def test_a_silent_address(dialler: Dialler, silent: Upstream) -> None:
+def test_a_silent_address(dialler: Phone, silent: Upstream) -> None:
     """An address that does not answer in time is a timeout."""
     assert dialler(silent, deadline=HURRY) is TIMEOUT
 
 
-def test_a_unix_socket_that_stays_full(dialler: Dialler, unix_listener: socket.socket) -> None:
+def test_a_unix_socket_that_stays_full(dialler: Phone, unix_listener: socket.socket) -> None:
     """So is a unix socket whose backend does not accept."""
     with full(unix_listener):
         assert dialler(unix(Path(unix_listener.getsockname())), deadline=HURRY) is TIMEOUT
 
 
-def test_the_last_one_is_told(dialler: Dialler, silent: Upstream, refusing: Upstream) -> None:
+def test_the_last_one_is_told(dialler: Phone, silent: Upstream, refusing: Upstream) -> None:
     """With several addresses the reason is that of the last."""
     assert dialler(refusing, silent, deadline=HURRY) is TIMEOUT
     assert dialler(silent, refusing, deadline=HURRY) is UNREACHABLE
 
 
-def test_no_upstream_at_all(dialler: Dialler) -> None:
+def test_no_upstream_at_all(dialler: Phone) -> None:
     """Nothing to dial is unreachable."""
     assert dialler() is UNREACHABLE
 
 
-def test_every_attempt_is_told(dialler: Dialler, silent: Upstream, refusing: Upstream, backend: Upstream) -> None:
+def test_every_attempt_is_told(dialler: Phone, silent: Upstream, refusing: Upstream, backend: Upstream) -> None:
     """Each upstream that was tried, with why it failed; none behind the one that answered."""
     nowhere = tcp("name.invalid", 80)
     dialler.connect(refusing, silent, nowhere, backend, refusing, deadline=HURRY)[0].close()
@@ -285,9 +313,7 @@ def test_every_attempt_is_told(dialler: Dialler, silent: Upstream, refusing: Ups
     assert dialler.told == [*failures, (backend.url, None)]
 
 
-def test_nothing_stays_open(
-    dialler: Dialler, silent: Upstream, refusing: Upstream, unix_listener: socket.socket
-) -> None:
+def test_nothing_stays_open(dialler: Phone, silent: Upstream, refusing: Upstream, unix_listener: socket.socket) -> None:
     """Who could not be reached leaves no socket behind, and neither does a dial that is given up."""
     dialler(refusing)
     before = descriptors()
@@ -296,12 +322,12 @@ def test_nothing_stays_open(
         during = descriptors()
         dialler(refusing, silent, busy, tcp("localhost", refusing.port), deadline=HURRY)
         with pytest.raises(TimeoutError):
-            dialler.loop.run(dial(dialler._poller, (silent,), PATIENCE, dialler.note), timeout=HURRY)
+            dialler.loop.run(dialler.dial(silent), timeout=HURRY)
         assert descriptors() == during
     assert descriptors() == before
 
 
-def test_no_descriptor_is_left(dialler: Dialler, backend: Upstream) -> None:
+def test_no_descriptor_is_left(dialler: Phone, backend: Upstream) -> None:
     """Where no socket can be made the backend counts as unreachable; nothing raises."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reader, writer = os.pipe()

@@ -203,10 +203,12 @@ def test_certificates_for_the_zone(empty: Path) -> None:
 
 def alternatives() -> Iterator[tuple[str, dict[str, object]]]:
     """Each mapping that a comment offers in place of the value before it, with the value's key."""
+    key = ""
     for line in CONFIGURATION.splitlines():
         value, _, comment = line.partition("# ")
+        key = value.strip(" -").partition(":")[0] or key
         for mapping in re.findall(r"\{.*?\}", comment):
-            yield value.strip(" -").partition(":")[0], yaml.safe_load(mapping)
+            yield key, yaml.safe_load(mapping)
 
 
 def paths(value: object, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
@@ -261,12 +263,11 @@ def test_what_must_be_given() -> None:
     assert required == set(after("and `upstream`; ", " must be given"))
 
 
-def test_every_key_is_a_flag_but_two() -> None:
+def test_every_key_is_a_flag_but_some() -> None:
     """Those that only a mapping can hold stand in a file alone."""
     flagged = {tuple(step for step in flag.location if isinstance(step, str)) for flag in flags._FLAGS}
     plain = {path for path, field in KEYS.items() if schema.part_of(field) is None and path[-1] not in NECESSARY}
-    assert {path[-1] for path in plain - flagged} == {"proxy_protocol_from", "proxy_protocol", "only"}
-    assert "Every key but the two of the PROXY protocol and `only` is a flag too" in README
+    assert {path[-2] for path in plain - flagged} == set(after("but those of the mappings in", ";"))
     shown = run_command("run", "--help").stdout
     assert [flag.name for flag in flags._FLAGS if flag.name not in shown] == []
 
@@ -283,13 +284,14 @@ def as_it_stands() -> Iterator[str]:
 
 @pytest.mark.parametrize("configuration", list(as_it_stands()), ids=["shown", *(key for key, _ in alternatives())])
 def test_check_has_nothing_against_the_configuration(
-    configuration: str, empty: Path, server_authority: Authority
+    configuration: str, empty: Path, server_authority: Authority, authority: Authority
 ) -> None:
     """Copied into a file beside the certificate that it names; without the certificate `check` says so and exits 2."""
     (empty / "proxy.yaml").write_text(configuration)
     missing = run_command("check", "--config", "proxy.yaml")
     assert (missing.exit_code, missing.stdout.startswith("sites[0].certificate: ")) == (2, True)
     server_authority.issue_server("example.com").write(empty, "example")
+    authority.issue("proxy.example").write(empty, "proxy")
     checked = run_command("check", "--config", "proxy.yaml")
     assert (checked.exit_code, checked.stdout, checked.stderr) == (0, "", "")
 
