@@ -389,20 +389,38 @@ def test_a_broken_file_is_told_once(config: Config, site: Config, tmp_path: Path
 
 
 @needs_root
-def test_a_reload_under_another_user(
-    config: Config, site: Config, client_credentials: CredentialFiles, tmp_path: Path
+def test_keys_of_root_are_rotated_under_another_user(
+    config: Config, site: Config, client_credentials: CredentialFiles, server_authority: Authority, tmp_path: Path
 ) -> None:
-    """Keys that only root may read are read anew by the parent, and pages still work."""
-    key = tmp_path / "server.key"
-    key.touch(0o600)
-    key.write_bytes(Path(site["private_key"]).read_bytes())
-    private = {**config, "user": "nobody", "sites": [{**site, "private_key": str(key)}]}
-    with Proxy(private) as proxy:
-        for number in (1, 2):
-            assert is_served(proxy, client_credentials)
+    """The parent reads them for workers that cannot, also for one that takes a dead one's place; pages still work."""
+    live = {name: tmp_path / name for name in ("certificate", "private_key")}
+    live["private_key"].touch(0o600)
+
+    def rotate(number: int) -> bytes:
+        fresh = server_authority.issue_server(f"{number}.example").write(tmp_path, f"server-{number}")
+        for name, path in live.items():
+            path.write_bytes(getattr(fresh, name).read_bytes())
+        return renewed_der(fresh)
+
+    def served(proxy: Proxy) -> bytes | None:
+        with TlsClient(proxy.address, client_context(client_credentials)) as client:
+            client.handshake(with_data=GET)
+            assert client.receive_exactly(len(HELLO)) == HELLO
+            return client.tls.getpeercert(True)
+
+    expected = rotate(0)
+    paths = {name: str(path) for name, path in live.items()}
+    with Proxy({**config, "user": "nobody", "sites": [{**site, **paths}]}) as proxy:
+        for number in (1, 2, 3):
+            assert served(proxy) == expected
             assert ask(proxy.address, client_context()).status == 400
+            expected = rotate(number)
             proxy.signal(signal.SIGHUP)
             assert proxy.wait_for("reloaded", count=number)["generation"] == number + 1
+        os.kill(proxy.worker_pids[0], signal.SIGKILL)
+        proxy.wait_for("worker_started", count=2)
+        assert served(proxy) == expected
+        assert live["private_key"].stat().st_mode & 0o777 == 0o600
         assert "\t65534\t" in Path(f"/proc/{proxy.worker_pids[0]}/status").read_text()
         assert "Uid:\t0\t" in Path(f"/proc/{proxy.pid}/status").read_text()
 
