@@ -30,6 +30,15 @@ from aop_proxy.zone_certificates import AUTHORITY, CLIENT, LEAF, issue, subject_
 
 PATIENCE = 20.0
 """Seconds until something that should have happened counts as failed."""
+_PROXY = f"""
+import sys
+sys.path.append({os.path.dirname(os.path.dirname(os.path.abspath(__file__)))!r})
+from aop_proxy.cli import main
+from aop_proxy.privileges import end_with
+end_with(int(sys.argv[1]))
+sys.exit(main(sys.argv[2:]))
+"""
+"""This program, with -P, so that no file in the working directory can pass for a module; it ends with us."""
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -52,7 +61,15 @@ _VISITORS = (
 
 
 def run(listen: str, *, once: bool) -> int:
-    """Run the demonstration; 0 if every visitor saw what it should."""
+    """Run the demonstration until it is told to end; 0 if every visitor saw what it should."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return 0 if _run(listen, once=once) else 1
+    except KeyboardInterrupt:
+        return 1
+
+
+def _run(listen: str, *, once: bool) -> bool:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="aop-proxy-demo-") as directory, _backend() as port:
         _make_certificates(Path(directory))
@@ -61,8 +78,9 @@ def run(listen: str, *, once: bool) -> int:
             all_right = _ask_all(console, address, Path(directory))
             if not once:
                 _show_commands(console, address, directory)
-                _wait_for_the_end()
-    return 0 if all_right else 1
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.pause()
+    return all_right
 
 
 def _ask_all(console: Console, address: str, directory: Path) -> bool:
@@ -115,26 +133,16 @@ def _show_commands(console: Console, address: str, directory: str) -> None:
     console.print("\nCtrl-C ends it.")
 
 
-def _wait_for_the_end() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
-
-
 @contextlib.contextmanager
 def _proxy(listen: str, directory: str, port: int) -> Iterator[str]:
     """The proxy as a process of its own; its real address."""
     command = [
-        sys.executable, "-m", "aop_proxy", "run", "--listen", listen, "--workers", "1", "--log-format", "json",
+        sys.executable, "-P", "-c", _PROXY, str(os.getpid()), "run", "--listen", listen, "--workers", "1",
         "--certificate", f"{directory}/server.pem", "--private-key", f"{directory}/server.key",
-        "--client-ca", f"{directory}/ca.pem", "--upstream", f"http://127.0.0.1:{port}",
+        "--client-ca", f"{directory}/ca.pem", "--upstream", f"http://127.0.0.1:{port}", "--log-format", "json",
     ]  # fmt: skip
-    # Found again wherever this program was started from; Ctrl-C is for us, and we tell it.
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root]))}
-    with subprocess.Popen(  # noqa: S603 - this very program
-        command, stderr=subprocess.PIPE, env=environment, start_new_session=True
-    ) as process:
+    # Ctrl-C is for us, and we tell it.
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:  # noqa: S603 - this very program
         log = process.stderr
         if log is None:
             raise RuntimeError("the proxy has no log")

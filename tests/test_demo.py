@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,3 +140,35 @@ def test_stays_until_it_is_told_to_end(number: signal.Signals, own_directory: Pa
     assert list(own_directory.iterdir()) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+def test_told_to_end_before_its_table(own_directory: Path) -> None:
+    """At any moment it ends at once, and its proxy with it."""
+    command = [sys.executable, "-m", "aop_proxy", "demo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not list(own_directory.glob("*/server.key")):  # what is made last before the proxy is started
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.terminate()
+        shown, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode in (0, 1), errors) == (True, ""), shown
+    while list(who_names(own_directory)):
+        assert time.monotonic() < deadline, "the proxy outlives the demonstration"
+        time.sleep(0.01)
+    assert list(own_directory.iterdir()) == []
+
+
+def who_names(directory: Path) -> Iterator[bytes]:
+    """The command lines of processes that name this directory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if bytes(directory) in (line := path.read_bytes()):
+                yield line
+
+
+def test_modules_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are nothing to it."""
+    (tmp_path / "yaml.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert demo.run("127.0.0.1:0", once=True) == 0
