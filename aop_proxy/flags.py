@@ -8,14 +8,14 @@ import argparse
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, get_origin
 
 from pydantic.fields import FieldInfo
 
 from aop_proxy.config import load, load_file
 from aop_proxy.document import Location, path_of
 from aop_proxy.model import ConfigurationError, Problem, Settings
-from aop_proxy.schema import ONE_OR_MORE, ConfigurationPart, Part, Shorthand, part_of
+from aop_proxy.schema import ONE_OR_MORE, ConfigurationPart, Part, Shorthand, part_of, placeholder
 
 
 class _Flag(NamedTuple):
@@ -48,10 +48,10 @@ def _flags(part: type[Part], words: str = "-", above: Location = ()) -> Iterator
 
 _FLAGS = tuple(_flags(ConfigurationPart))
 _BY_KEY = {path_of(flag.location): flag.name for flag in _FLAGS}
+_BY_WORD = {str(flag.location[-1]): flag.name for flag in _FLAGS}
+_WORD = re.compile(f"`({'|'.join(_BY_WORD)})`")
 _LAST_INDEX = re.compile(r"\[[0-9]+\]$")
 _ITEM = re.compile(f"({'|'.join(map(re.escape, _BY_KEY))})(?=\\[[0-9]+\\])")
-
-
 UPSTREAM = "--upstream"
 
 
@@ -64,20 +64,18 @@ def add_arguments(parser: argparse.ArgumentParser, *, upstream: bool = True) -> 
             flag.name,
             dest=flag.destination,
             action="append" if flag.repeatable else "store",
-            metavar=_metavar(flag.field),
-            help=_help(flag.field),
+            metavar=placeholder(flag.field),
+            help=_help(flag),
         )
 
 
-def _metavar(field: FieldInfo) -> str:
-    inner = field.annotation if get_origin(field.annotation) is Literal else None
-    return "|".join(get_args(inner)) if inner else "VALUE"
-
-
-def _help(field: FieldInfo) -> str:
-    default = " ".join(field.default) if isinstance(field.default, list) else field.default
-    shown = f" (default: {default})" if default and isinstance(default, str) else ""
-    return f"{field.description}{shown}".replace("%", "%%")
+def _help(flag: _Flag) -> str:
+    default = flag.field.default
+    shown = " ".join(default) if isinstance(default, list) else default
+    notes = ["may be repeated"] if flag.repeatable else []
+    notes += [f"default: {shown}"] if shown and isinstance(shown, str) else []
+    words = f"{flag.field.description} ({'; '.join(notes)})" if notes else str(flag.field.description)
+    return words.replace("%", "%%")
 
 
 def load_arguments(arguments: argparse.Namespace, own_upstream: str | None = None) -> Settings:
@@ -112,7 +110,8 @@ def _put(document: Any, location: Location, value: object) -> None:
 
 
 def by_flag(problem: Problem) -> Problem:
-    """The same problem, named by flag, also where its sentence points at another item of the list."""
+    """The same problem, named by flag, also where its sentence points at another item or key."""
     key = _LAST_INDEX.sub("", problem.path)
     path = _BY_KEY[key] + problem.path[len(key) :] if key in _BY_KEY else problem.path
-    return Problem(path, _ITEM.sub(lambda item: _BY_KEY[item[1]], problem.sentence))
+    sentence = _ITEM.sub(lambda item: _BY_KEY[item[1]], problem.sentence)
+    return Problem(path, _WORD.sub(lambda word: f"`{_BY_WORD[word[1]]}`", sentence))

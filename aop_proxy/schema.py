@@ -6,7 +6,7 @@ Must not know where the text comes from, nor rules that hold between keys.
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,12 @@ from aop_proxy import model, notation
 from aop_proxy.model import CLOUDFLARE, SYSTEM
 
 _Schema = dict[str, Any]
+
+
+class Placeholder(str):
+    """What stands for a value of some type where a flag is explained."""
+
+    __slots__ = ()
 
 
 def _one_text(value: object) -> str:
@@ -72,9 +78,14 @@ def _automatic(largest: int) -> tuple[PlainValidator, WithJsonSchema]:
 _A_DURATION = "`10s`, `500ms`, `5m`, `1h` or a number of seconds", r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)?$"
 _SECONDS = {"type": "number", "description": "seconds"}
 _Duration = Annotated[
-    float, _written(notation.duration), _text_or_number(*_A_DURATION, {**_SECONDS, "exclusiveMinimum": 0})
+    float,
+    _written(notation.duration),
+    _text_or_number(*_A_DURATION, {**_SECONDS, "exclusiveMinimum": 0}),
+    Placeholder("DURATION"),
 ]
-_Delay = Annotated[float, _written(notation.delay), _text_or_number(*_A_DURATION, {**_SECONDS, "minimum": 0})]
+_Delay = Annotated[
+    float, _written(notation.delay), _text_or_number(*_A_DURATION, {**_SECONDS, "minimum": 0}), Placeholder("DURATION")
+]
 _HandshakeBytes = Annotated[
     int,
     _written(notation.size(4 * 1024, 256 * 1024)),
@@ -83,37 +94,60 @@ _HandshakeBytes = Annotated[
         "^[0-9]+(KiB|MiB)?$",
         {"type": "integer", "minimum": 4096, "maximum": 256 * 1024, "description": "bytes"},
     ),
+    Placeholder("SIZE"),
 ]
 _Rate = Annotated[
     float,
     _written(notation.rate),
     _text_or_number("a number", r"^[0-9]+(\.[0-9]+)?$", {"type": "number", "exclusiveMinimum": 0}),
+    Placeholder("NUMBER"),
 ]
-_Workers = Annotated[int | None, *_automatic(256)]
-_Connections = Annotated[int | None, *_automatic(1_000_000)]
-_HandshakesPerTurn = Annotated[int | None, *_automatic(64)]
+_Workers = Annotated[int | None, *_automatic(256), Placeholder("auto|NUMBER")]
+_Connections = Annotated[int | None, *_automatic(1_000_000), Placeholder("auto|NUMBER")]
+_HandshakesPerTurn = Annotated[int | None, *_automatic(64), Placeholder("auto|NUMBER")]
 _HandshakesPerAddress = Annotated[
     int,
     _written(notation.count(1_000_000)),
     _text_or_number("a whole number", "^[0-9]+$", {"type": "integer", "minimum": 1, "maximum": 1_000_000}),
+    Placeholder("NUMBER"),
 ]
 _User = Annotated[
-    str, _written(notation.user), _text_or_number("a user's name or number", "^.+$", {"type": "integer", "minimum": 0})
+    str,
+    _written(notation.user),
+    _text_or_number("a user's name or number", "^.+$", {"type": "integer", "minimum": 0}),
+    Placeholder("USER"),
 ]
-_Path = Annotated[str, PlainValidator(_absolute), _text("a path")]
-_ClientCa = Annotated[str, _ca(CLOUDFLARE), _text("`cloudflare` or a path")]
-_UpstreamCa = Annotated[str, _ca(SYSTEM), _text("`system` or a path")]
-_ServerName = Annotated[str, _written(notation.server_name), _text("`app.example.com` or an IP address")]
-_Host = Annotated[str, _written(notation.host), _text("`example.com` or `*.example.com`")]
-_Fingerprint = Annotated[str, _written(notation.fingerprint), _text("64 hexadecimal digits, with colons or without")]
-_Name = Annotated[str, _written(notation.identity_name), _text("`edge.example.com`, `*.example.com` or a URI")]
-_Address = Annotated[model.Listen, _written(notation.listen), _text("`192.0.2.1:443`, `0.0.0.0:443` or `[::]:443`")]
-_AdminAddress = Annotated[model.Admin, _written(notation.admin), _text("`127.0.0.1:9180` or `unix:/run/admin.sock`")]
-_Network = Annotated[str, _written(notation.network), _text("`10.0.0.0/8` or `2001:db8::/32`")]
+_Path = Annotated[str, PlainValidator(_absolute), _text("a path"), Placeholder("FILE")]
+_ClientCa = Annotated[str, _ca(CLOUDFLARE), _text("`cloudflare` or a path"), Placeholder("cloudflare|FILE")]
+_UpstreamCa = Annotated[str, _ca(SYSTEM), _text("`system` or a path"), Placeholder("system|FILE")]
+_ServerName = Annotated[
+    str, _written(notation.server_name), _text("`app.example.com` or an IP address"), Placeholder("NAME")
+]
+_Host = Annotated[str, _written(notation.host), _text("`example.com` or `*.example.com`"), Placeholder("NAME")]
+_Fingerprint = Annotated[
+    str, _written(notation.fingerprint), _text("64 hexadecimal digits, with colons or without"), Placeholder("SHA256")
+]
+_Name = Annotated[
+    str, _written(notation.identity_name), _text("`edge.example.com`, `*.example.com` or a URI"), Placeholder("NAME")
+]
+_Address = Annotated[
+    model.Listen,
+    _written(notation.listen),
+    _text("`192.0.2.1:443`, `0.0.0.0:443` or `[::]:443`"),
+    Placeholder("HOST:PORT"),
+]
+_AdminAddress = Annotated[
+    model.Admin,
+    _written(notation.admin),
+    _text("`127.0.0.1:9180` or `unix:/run/admin.sock`"),
+    Placeholder("HOST:PORT|unix:/PATH"),
+]
+_Network = Annotated[str, _written(notation.network), _text("`10.0.0.0/8` or `2001:db8::/32`"), Placeholder("NETWORK")]
 _Url = Annotated[
     model.Upstream,
     _written(notation.upstream),
     _text("`http://127.0.0.1:8000`, `https://app.example.com` or `unix:/run/app.sock`"),
+    Placeholder("URL"),
 ]
 
 
@@ -329,6 +363,23 @@ def part_of(field: FieldInfo) -> type[Part] | None:
     """The mapping that a key holds, alone or in a list; None for a plain value."""
     candidates = (field.annotation, *get_args(field.annotation))
     return next((one for one in candidates if isinstance(one, type) and issubclass(one, Part)), None)
+
+
+def placeholder(field: FieldInfo) -> str:
+    """What stands for the value of a key, or of one item of its list."""
+    inner = part_of(field)
+    if inner is not None and issubclass(inner, Shorthand):
+        return placeholder(inner.model_fields[inner.necessary])
+    return next(_placeholders(Annotated[field.annotation, *field.metadata, None]))
+
+
+def _placeholders(annotation: Any) -> Iterator[str]:
+    if get_origin(annotation) is Literal:
+        yield "|".join(get_args(annotation))
+    for inner in get_args(annotation):
+        if isinstance(inner, Placeholder):
+            yield inner
+        yield from _placeholders(inner)
 
 
 def keys(

@@ -139,8 +139,17 @@ def test_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_can_be_printed() -> None:
-    """Every flag stands in the help with its default."""
+    """Every flag stands in the help with what it takes and its default."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     words = " ".join(parser.format_help().split())
-    assert "--timeout-idle VALUE Without a byte in either direction (default: 1h)" in words
+    assert "--timeout-idle DURATION Without a byte in either direction (default: 1h)" in words
+    assert "--client-ca cloudflare|FILE CAs that sign client certificates: PEM files" in words
+    assert "--listen HOST:PORT Addresses to listen on, HOST:PORT (may be repeated)" in words
+    assert "--alpn http/1.1|h2 Protocols" in words
+
+
+def test_sentences_name_flags() -> None:
+    """Where a key stands between backticks, its flag does; other words stay."""
+    told = by_flag(Problem("sites[0].clients.ca", "list `hosts`, or `fingerprints`, not `cloudflare`"))
+    assert str(told) == "--client-ca: list `--host`, or `--client-fingerprint`, not `cloudflare`"
