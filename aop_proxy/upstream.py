@@ -1,7 +1,9 @@
 """One dial: a backend's addresses in order, each under its own deadline -> a connected stream, or why there is none.
 
-Names are resolved anew at every dial, so that a backend that moves is found. Where a backend speaks TLS a PROXY header
-goes first, in clear, and then the handshake, as HAProxy and NGINX do it. Must not know the client.
+Names are resolved anew at every dial, so that a backend that moves is found. Addresses are tried one after the other
+and do not race (RFC 8305): backends would get connections for nothing, and a silent one costs its deadline but once,
+since it is skipped from then on. Where a backend speaks TLS a PROXY header goes first, in clear, and then the
+handshake, as HAProxy and NGINX do it. Must not know the client.
 """
 
 import asyncio
@@ -13,9 +15,11 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from aop_proxy.endpoint import Endpoint, Stream
+from aop_proxy.endpoint import Endpoint, Stream, format_address
+from aop_proxy.health import Health
 from aop_proxy.log import Log
 from aop_proxy.model import Upstream
 from aop_proxy.poller import Poller
@@ -31,7 +35,11 @@ _BACKLOG_PAUSE = 0.01
 Note = Callable[[str, float, Reason | None], None]
 """Takes an upstream's URL, the seconds that it took, and why it failed if it did."""
 _UNDER_WAY = (errno.EALREADY, errno.EINPROGRESS, errno.EAGAIN)
+_OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+"""Failures that no backend is to blame for."""
 _Address = tuple[socket.AddressFamily, str | tuple[str, int]]
+_Found = list[tuple[Any, ...]]
+"""What `getaddrinfo` gives."""
 
 
 class Caller(NamedTuple):
@@ -55,6 +63,21 @@ class Dialled(NamedTuple):
     """The PROXY header, which goes in one piece with the first bytes; empty where dialling has sent it."""
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One dial, on its way."""
+
+    deadline: float
+    caller: Caller
+    tries_all: bool = False
+    """Nobody answered of those that are not known to be down."""
+    tried: set[str] = field(default_factory=set)
+    """Addresses, and names that were looked up."""
+    found: dict[str, list[_Address]] = field(default_factory=dict)
+    """What the names of upstreams were resolved to."""
+    failure: Reason = Reason.UPSTREAM_UNREACHABLE
+
+
 class Dialler:
     """A worker's way to its backends."""
 
@@ -68,31 +91,59 @@ class Dialler:
         self._log = log
         self._worker = worker
         self._note = note
+        self._health = Health(log, worker)
+        self._lookups: dict[tuple[str, int], asyncio.Future[_Found]] = {}
         self._quiet_until: dict[str, float] = {}
 
     async def dial(self, backends: tuple[Backend, ...], deadline: float, caller: Caller) -> Dialled | Reason:
         """Reach the first address that answers within `deadline` seconds, its TLS handshake included.
 
-        UPSTREAM_TIMEOUT if the last address was silent, else UPSTREAM_UNREACHABLE.
+        What failed lately is tried only where nothing else answers. UPSTREAM_TIMEOUT if the last address that was
+        tried was silent, else UPSTREAM_UNREACHABLE.
         """
-        failure = Reason.UPSTREAM_UNREACHABLE
-        for backend in backends:
-            failure = Reason.UPSTREAM_UNREACHABLE
-            url, began = backend.upstream.url, time.monotonic()
-            for address in await self._addresses(backend.upstream):
-                try:
-                    dialled = await self._reach(backend, address, deadline, caller)
-                except TimeoutError:
-                    failure = Reason.UPSTREAM_TIMEOUT
-                except OSError:
-                    failure = Reason.UPSTREAM_UNREACHABLE
-                else:
-                    self._note(url, time.monotonic() - began, None)
+        attempt = _Attempt(deadline, caller)
+        for attempt.tries_all in (False, True):
+            for backend in backends:
+                dialled = await self._try(backend, attempt)
+                if dialled is not None:
                     return dialled
-            self._note(url, time.monotonic() - began, failure)
-        return failure
+        return attempt.failure
 
-    async def _addresses(self, upstream: Upstream) -> list[_Address]:
+    async def _try(self, backend: Backend, attempt: _Attempt) -> Dialled | None:
+        """The first address of one backend that answers, of those whose turn it is; None if none does."""
+        url, began = backend.upstream.url, time.monotonic()
+        tried_before = len(attempt.tried)
+        for address in await self._addresses(backend.upstream, attempt):
+            place = _in_words(address)
+            if not self._is_next(place, attempt):
+                continue
+            try:
+                dialled = await self._reach(backend, address, attempt)
+            except OSError as error:
+                self._fail(place, url, error, attempt)
+            else:
+                self._health.answered(place, url)
+                self._note(url, time.monotonic() - began, None)
+                return dialled
+        if len(attempt.tried) > tried_before:
+            self._note(url, time.monotonic() - began, attempt.failure)
+        return None
+
+    def _is_next(self, place: str, attempt: _Attempt) -> bool:
+        """Whether to try an address now; each is tried once."""
+        if place in attempt.tried or not (attempt.tries_all or self._health.is_worth_a_try(place)):
+            return False
+        attempt.tried.add(place)
+        return True
+
+    def _fail(self, place: str, url: str, error: OSError, attempt: _Attempt) -> None:
+        is_timeout = isinstance(error, TimeoutError)
+        attempt.failure = Reason.UPSTREAM_TIMEOUT if is_timeout else Reason.UPSTREAM_UNREACHABLE
+        # What depends on the name that a client asked for, or on ourselves, says nothing about the backend.
+        if not isinstance(error, ssl.SSLError) and error.errno not in _OUR_OWN:
+            self._health.failed(place, url, "no answer in time" if is_timeout else error.strerror or str(error))
+
+    async def _addresses(self, upstream: Upstream, attempt: _Attempt) -> list[_Address]:
         """Every address of an upstream in the resolver's order; none if its name does not resolve."""
         if upstream.path:
             return [(socket.AF_UNIX, upstream.path)]
@@ -100,21 +151,45 @@ class Dialler:
             with contextlib.suppress(OSError):
                 socket.inet_pton(family, upstream.host)
                 return [(family, (upstream.host, upstream.port))]
+        if upstream.url not in attempt.found and (attempt.tries_all or self._health.is_worth_a_try(upstream.host)):
+            attempt.found[upstream.url] = await self._resolve(upstream, attempt)
+        return attempt.found.get(upstream.url, [])
+
+    async def _resolve(self, upstream: Upstream, attempt: _Attempt) -> list[_Address]:
+        attempt.tried.add(upstream.host)
         try:
-            found = await self._poller.loop.getaddrinfo(upstream.host, upstream.port, type=socket.SOCK_STREAM)
-        except OSError:
+            async with asyncio.timeout(attempt.deadline):
+                found = await asyncio.shield(self._look_up(upstream.host, upstream.port))
+        except OSError as error:
+            self._fail(upstream.host, upstream.url, error, attempt)
             return []
+        self._health.answered(upstream.host, upstream.url)
         return [(family, (str(address[0]), int(address[1]))) for family, _type, _protocol, _name, address in found]
 
-    async def _reach(self, backend: Backend, address: _Address, deadline: float, caller: Caller) -> Dialled:
-        """Connect, and shake hands with a backend that speaks TLS."""
+    def _look_up(self, host: str, port: int) -> "asyncio.Future[_Found]":
+        """Ask the resolver, or wait for what it was asked a moment ago: it holds a thread until it gives up."""
+        lookup = self._lookups.get((host, port))
+        if lookup is None:
+            asking = self._poller.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            lookup = self._lookups[host, port] = asyncio.ensure_future(asking)
+            lookup.add_done_callback(functools.partial(self._looked_up, (host, port)))
+        return lookup
+
+    def _looked_up(self, asked: tuple[str, int], lookup: "asyncio.Future[_Found]") -> None:
+        del self._lookups[asked]
+        if not lookup.cancelled():
+            lookup.exception()  # nobody may be waiting for it any more
+
+    async def _reach(self, backend: Backend, address: _Address, attempt: _Attempt) -> Dialled:
+        """Connect, and shake hands with a backend that speaks TLS. Raises OSError, of which ssl.SSLError is one."""
+        caller = attempt.caller
         header = caller.header(backend.upstream)
         end = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             code = _begin(end, *address)
             if code == 0 and backend.upstream.tls is None:
                 return Dialled(end, backend.upstream, header)  # what is near and in clear needs no timer
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(attempt.deadline):
                 await self._connected(end, address[1], code)
                 if backend.upstream.tls is None:
                     return Dialled(end, backend.upstream, header)
@@ -122,9 +197,10 @@ class Dialler:
                 tell = functools.partial(self._tell, backend.upstream, session.server_name)
                 try:
                     await self._shake_hands(end, session, header)
-                except ssl.SSLError as error:
-                    tell(error)
-                    raise
+                except (ssl.SSLError, ConnectionError) as error:
+                    reason = error if isinstance(error, ssl.SSLError) else ssl.SSLError(error.strerror)
+                    tell(reason)
+                    raise reason from None
                 return Dialled(TlsSocket(end, session, self._poller, self._scratch, tell), backend.upstream, b"")
         except BaseException:
             self._poller.forget(end.fileno())
@@ -165,7 +241,7 @@ class Dialler:
         while len(record) < wanted:
             received = bytes(await backend.receive(self._scratch[: wanted - len(record)]))
             if not received:
-                raise ConnectionResetError("the backend ended the TLS handshake")
+                raise ssl.SSLError("the backend ended the handshake")
             record += received
             if len(record) == RECORD_HEADER and record[0] in CONTENT_TYPES:  # else OpenSSL says what it is not
                 wanted += int.from_bytes(record[3:])
@@ -185,6 +261,10 @@ class Dialler:
             why=in_words(error),
             worker=self._worker,
         )
+
+
+def _in_words(address: _Address) -> str:
+    return address[1] if isinstance(address[1], str) else format_address(address[1])
 
 
 def _begin(end: socket.socket, family: socket.AddressFamily, address: str | tuple[str, int]) -> int:

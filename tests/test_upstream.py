@@ -260,6 +260,45 @@ def test_each_address_has_its_own_deadline(dialler: Phone, silent: Upstream, bac
     assert upstream is backend
 
 
+# Who failed lately
+
+
+def test_who_failed_is_skipped(dialler: Phone, refusing: Upstream, silent: Upstream, backend: Upstream) -> None:
+    """The next dial goes to the one that answers at once; the first is tried again where nobody else is left."""
+    dialler.connect(refusing, silent, backend, deadline=HURRY)[0].close()
+    dialler.told.clear()
+    dialler.connect(refusing, silent, backend, deadline=HURRY)[0].close()
+    assert [(backend.url, None)] == dialler.told
+    assert dialler(refusing) is UNREACHABLE
+    with socket.create_server(("127.0.0.1", refusing.port)):
+        dialler.connect(refusing, silent)[0].close()
+
+
+def test_going_down_is_told_once(dialler: Phone, refusing: Upstream, tmp_path: Path) -> None:
+    """With the address and the kernel's or the resolver's reason."""
+    for _ in range(3):
+        dialler(refusing, unix(tmp_path / "none.sock"), tcp("name.invalid", 80))
+    assert dialler.log.wait_until(lambda: len(dialler.log.events) == 3, PATIENCE)
+    told = [(event["event"], event["upstream"], event["address"]) for event in dialler.log.events]
+    assert told == [
+        ("upstream_down", refusing.url, f"127.0.0.1:{refusing.port}"),
+        ("upstream_down", f"unix:{tmp_path}/none.sock", f"{tmp_path}/none.sock"),
+        ("upstream_down", "http://name.invalid:80", "name.invalid"),
+    ]
+    whys = [event["why"] for event in dialler.log.events]
+    assert whys[:2] == ["Connection refused", "No such file or directory"]
+
+
+def test_an_address_of_a_name_is_skipped_alone(dialler: Phone, listener: socket.socket) -> None:
+    """Where one address of two is down the other is dialled, and the one that is down is told by address."""
+    port = listener.getsockname()[1]
+    for _ in range(2):
+        with dialler.connect(tcp("localhost", port))[0] as end:
+            assert end.getpeername() == ("127.0.0.1", port)
+    addresses = [event["address"] for event in dialler.log.events]
+    assert addresses in ([], [f"[::1]:{port}"])  # [] where the resolver gives the IPv4 address first, or alone
+
+
 # Nobody answers
 
 
