@@ -131,28 +131,48 @@ def _parent(arguments: argparse.Namespace, own_upstream: str | None = None) -> t
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from aop_proxy import snapshot, tls  # here, since the parent of `run` is to stay free of them
-
     if arguments.schema:
         print(json.dumps(schema.json_schema(), indent=2))
         return 0
     problems: list[Problem] = []
     advice: list[Problem] = []
     try:
-        bundle, problems = files.read_what_can_be_read(flags.load_arguments(arguments))
-        problems += _user_problems(bundle.settings.user)
-        advice += exposure.advise(bundle.settings)
-        built = snapshot.build(bundle, 1, tls.open_key_log(bundle.settings))
-        now = datetime.now(UTC)
-        advice += built.advice
-        advice += (expiry.advice() for expiry in built.expiries if ends_soon(expiry.not_after, now))
+        settings: Settings | None = flags.load_arguments(arguments)
     except ConfigurationError as error:
-        problems += error.problems
+        problems, settings = list(error.problems), error.rest
+    if settings is not None:
+        found, advice = _look_into(settings)
+        advice = [] if problems else [_named(one, arguments) for one in advice]
+        problems += _not_told_yet([_named(problem, arguments) for problem in found], problems)
     for problem in problems:
-        print(_named(problem, arguments))
+        print(problem)
     for one in advice:
-        print(f"advice: {_named(one, arguments)}")
+        print(f"advice: {one}")
     return ExitCode.BAD_CONFIGURATION if problems else 0
+
+
+def _look_into(settings: Settings) -> tuple[list[Problem], list[Problem]]:
+    """What is wrong with the files that settings name, and what is worth knowing of them."""
+    from aop_proxy import snapshot, tls  # here, since the parent of `run` is to stay free of them
+
+    bundle, problems = files.read_what_can_be_read(settings)
+    problems += _user_problems(settings.user)
+    advice: list[Problem] = [*exposure.advise(settings)]
+    try:
+        built = snapshot.build(bundle, 1, tls.open_key_log(settings))
+    except ConfigurationError as error:
+        return [*problems, *error.problems], advice
+    now = datetime.now(UTC)
+    advice += built.advice
+    advice += (expiry.advice() for expiry in built.expiries if ends_soon(expiry.not_after, now))
+    return problems, advice
+
+
+def _not_told_yet(found: list[Problem], told: list[Problem]) -> list[Problem]:
+    """Without those of a key, or of what is below one, that is known to be wrong: something else stands in for it."""
+    known = {problem.path for problem in told}
+    below = tuple(f"{path}{mark}" for path in known for mark in "[.")
+    return [problem for problem in found if problem.path not in known and not problem.path.startswith(below)]
 
 
 def _user_problems(user: str | None) -> tuple[Problem, ...]:

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from aop_proxy import model, notation
-from aop_proxy.document import Location, parse_document, path_of
+from aop_proxy.document import Location, as_written, parse_document, path_of
 from aop_proxy.files import read_file
 from aop_proxy.model import ConfigurationError, Problem, Settings
 from aop_proxy.notation import quoted
+from aop_proxy.remainder import remainder
 from aop_proxy.schema import (
     AdminPart,
     ClientsPart,
@@ -60,10 +61,12 @@ def load(document: object, directory: str, problems: Sequence[Problem] = ()) -> 
         configuration = ConfigurationPart.model_validate(document, context=directory)
     except ValidationError as error:
         of_keys = [_problem(details, document) for details in error.errors(include_url=False)]
-        raise ConfigurationError(*of_keys, *found) from None
+        left = remainder(document, directory)
+        raise ConfigurationError(*of_keys, *found, rest=None if left is None else _settings(left)) from None
+    settings = _settings(configuration)
     if found:
-        raise ConfigurationError(*found)
-    return _settings(configuration)
+        raise ConfigurationError(*found, rest=settings)
+    return settings
 
 
 def _fill_in_upstream(document: object, upstream: str) -> Iterator[Problem]:
@@ -126,21 +129,7 @@ def _clients(clients: ClientsPart) -> model.Clients:
 
 
 def _problem(details: ErrorDetails, document: object) -> Problem:
-    return Problem(path_of(_as_written(details["loc"], document)), _sentence(details))
-
-
-def _as_written(location: Location, document: object) -> Location:
-    """Leave out the steps that only the written-out form of a shorthand has."""
-    written: list[str | int] = []
-    for step in location:
-        if isinstance(document, list) and isinstance(step, int):
-            document = document[step]
-        elif isinstance(document, dict) and isinstance(step, str):
-            document = document.get(step)
-        else:
-            continue
-        written.append(step)
-    return tuple(written)
+    return Problem(path_of(as_written(details["loc"], document)), _sentence(details))
 
 
 def _sentence(details: ErrorDetails) -> str:

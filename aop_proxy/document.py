@@ -105,3 +105,17 @@ class _Document:
 
     def _report(self, location: Location, sentence: str) -> None:
         self.problems.append(Problem(path_of(location), sentence))
+
+
+def as_written(location: Location, document: object) -> Location:
+    """Leave out the steps that only the written-out form of a shorthand has."""
+    written: list[str | int] = []
+    for step in location:
+        if isinstance(document, list) and isinstance(step, int):
+            document = document[step]
+        elif isinstance(document, dict) and isinstance(step, str):
+            document = document.get(step)
+        else:
+            continue
+        written.append(step)
+    return tuple(written)

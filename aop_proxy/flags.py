@@ -99,7 +99,7 @@ def load_arguments(arguments: argparse.Namespace, own_upstream: str | None = Non
     try:
         return load(document, os.getcwd())
     except ConfigurationError as error:
-        raise ConfigurationError(*map(by_flag, error.problems)) from None
+        raise ConfigurationError(*map(by_flag, error.problems), rest=error.rest) from None
 
 
 def _put(document: Any, location: Location, value: object) -> None:

@@ -179,7 +179,8 @@ class Problem:
 class ConfigurationError(Exception):
     """A configuration that cannot be used, with everything that is wrong with it."""
 
-    def __init__(self, *problems: Problem) -> None:
-        """Take the problems."""
+    def __init__(self, *problems: Problem, rest: Settings | None = None) -> None:
+        """Take the problems, and the rest: settings to look into for more of them, never to serve by."""
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+        self.rest = rest

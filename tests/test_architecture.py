@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aop_proxy"
 ROOMS = {
     "model": "model reasons",
-    "configuration": "notation files document schema config flags",
+    "configuration": "notation files document schema remainder config flags",
     "decisions": "identity policy expiry pages proxy_protocol",
     "log": "log telemetry histogram counters",
     "OpenSSL": "credentials farewell records tls upstream_tls snapshot",

@@ -137,6 +137,42 @@ def test_check_says_everything_that_is_wrong(site: dict[str, Any], tmp_path: Pat
     assert captured.err == ""
 
 
+def test_check_looks_on_past_bad_values(site: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
+    """Values, files and what is in the files in one run; nothing about what stands in for a bad value, and no advice."""
+    (tmp_path / "page.pem").write_text("<html>")
+    clients = {"ca": ["", "page.pem", site["clients"]["ca"][0]], "crl": ["gone.crl"], "nonsense": 1}
+    wrong = {**site, "private_key": "gone.key", "clients": clients, "upstream": "x", "alpn": ["h3"]}
+    lacking = {"hosts": ["b.example", "*"], "clients": {"ca": ["cloudflare"]}, "upstream": "http://b:1"}
+    path = tmp_path / "proxy.yaml"
+    document = {"listen": [":443"], "workers": "many", "user": "nobody-of-this-name", "sites": [wrong, lacking]}
+    path.write_text(yaml.safe_dump(document))
+    assert main(["check", "--config", str(path)]) == 2
+    assert sorted(line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()) == sorted(
+        [
+            "listen[0]",
+            "workers",
+            "user",
+            "sites[0].clients.ca[0]",
+            "sites[0].clients.ca[1]",
+            "sites[0].clients.crl[0]",
+            "sites[0].clients.crl",
+            "sites[0].clients.nonsense",
+            "sites[0].private_key",
+            "sites[0].upstream",
+            "sites[0].alpn[0]",
+            "sites[1].hosts[1]",
+            "sites[1].certificate",
+        ]
+    )
+
+
+def test_check_looks_on_past_bad_flags(site: dict[str, Any], capsys: Output) -> None:
+    """The same by flag."""
+    assert main(["check", *flags(site, upstream="x", private_key="/gone.key")]) == 2
+    shown = capsys.readouterr().out
+    assert [line.partition(": ")[0] for line in shown.splitlines()] == ["--upstream", "--private-key"]
+
+
 def test_check_names_flags(site: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
     """What was given as a flag is named as one."""
     (tmp_path / "page.pem").write_text("<html>")

@@ -133,7 +133,7 @@ BAD_SERVER_FILES: dict[str, tuple[Callable[[SiteFiles], SiteFiles], str, str]] =
     "encrypted_key": (
         lambda files: files.with_server(files.server.write(files.directory, "encrypted", PASSWORD)),
         "private_key",
-        r"encrypted.*private_key_password_file",
+        r"encrypted.*private.key.password.file",
     ),
     "wrong_password": (
         lambda files: replace(
