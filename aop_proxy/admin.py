@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from aop_proxy import metrics
+from aop_proxy import metrics, status_page
 from aop_proxy.ledger import State
 from aop_proxy.privileges import keep_no_privileges
 
@@ -59,7 +59,7 @@ class Admin:
         pages: dict[str, dict[str, Callable[[str], Answer]]] = {
             "health": {"/healthz": self._healthz, "/readyz": self._readyz},
             "metrics": {"/metrics": self._metrics},
-            "status": {"/status.json": self._status},
+            "status": {"/": self._page, "/status.json": self._status},
         }
         self._pages = {path: page for shown in shows for path, page in pages[shown].items()}
 
@@ -112,6 +112,9 @@ class Admin:
 
     def _metrics(self, accept: str) -> Answer:
         return Answer(200, *metrics.exposition(self._state, accept))
+
+    def _page(self, _accept: str) -> Answer:
+        return Answer(200, status_page.page(self._state), "text/html; charset=utf-8", status_page.HEADERS)
 
     def _status(self, _accept: str) -> Answer:
         return Answer(200, json.dumps(self._state).encode(), "application/json")

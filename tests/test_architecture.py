@@ -23,7 +23,7 @@ ROOMS = {
     "OpenSSL": "credentials farewell records tls upstream_tls snapshot",
     "one connection": "poller endpoint relay tls_socket health upstream connection",
     "many connections": "processors service_manager watch privileges listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
-    "what is shown": "metrics admin",
+    "what is shown": "metrics status_page admin",
     "people": "zone_certificates visit judgement probe report demo cli __main__",
 }
 """A module imports only from those that stand before it."""
@@ -137,6 +137,7 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("ledger", "counters telemetry server"),
         ("admin_child", "counters metrics admin"),
         ("metrics", "admin counters"),
+        ("status_page", "admin counters metrics"),
         ("admin", "workers server admin_child"),
         ("log", "telemetry reasons"),
         ("visit", "tls relay server workers snapshot config"),
