@@ -4,23 +4,22 @@ In: settings, and the kernel's own list of listening sockets (no socket is opene
 Standard library only. Must not know certificates.
 """
 
-import itertools
-import sys
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 from aop_proxy.model import Admin, Problem, Settings
+from aop_proxy.occupancy import Address, Place, listening
 
-_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-_LISTEN = "0A"
 _HTTP = 80
-
-Place = tuple[IPv4Address | IPv6Address, int]
 
 
 def advise(settings: Settings) -> list[Problem]:
     """Everything there is to say now."""
-    return [*while_observing(settings), *open_status(settings.admin), *open_backends(settings, listening())]
+    return [
+        *while_observing(settings),
+        *open_status(settings.admin),
+        *open_backends(settings, (place for place, _ in listening())),
+    ]
 
 
 def while_observing(settings: Settings) -> Iterator[Problem]:
@@ -75,32 +74,9 @@ def open_backends(settings: Settings, places: Iterable[Place]) -> Iterator[Probl
             )
 
 
-def _address(host: str) -> IPv4Address | IPv6Address | None:
+def _address(host: str) -> Address | None:
     """The address that a host is written as; None for a name, which is another host's as far as we know."""
     try:
         return ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         return None
-
-
-def listening() -> Iterator[Place]:
-    """Every TCP address that something listens on here; nothing where the kernel has no such list."""
-    for table in _TABLES:
-        try:
-            with open(table, encoding="ascii") as lines:
-                yield from parse(lines)
-        except OSError:
-            continue
-
-
-def parse(lines: Iterable[str]) -> Iterator[Place]:
-    """Read one of the kernel's tables (proc(5)), in which the listening sockets come first."""
-    for line in itertools.islice(lines, 1, None):
-        _, local, _, state, *_ = line.split()
-        if state != _LISTEN:
-            return
-        host, _, port = local.partition(":")
-        words = (int(host[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(host), 8))
-        address = ip_address(b"".join(words))
-        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-        yield mapped or address, int(port, 16)

@@ -11,10 +11,12 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from aop_proxy.endpoint import Listener, format_address
 from aop_proxy.model import ConfigurationError, Listen, Problem
+from aop_proxy.occupancy import who_is_at
 from aop_proxy.privileges import find_user
 
 BACKLOG = 4096
@@ -152,7 +154,7 @@ def _resolve(address: Listen) -> list[tuple[int, Any]]:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise BindError(f"cannot listen on {address.host}:{address.port}: {error.strerror}") from error
+        raise BindError(f"cannot listen on {format_address((address.host, address.port))}: {error.strerror}") from error
     return [(family, place) for family, _type, _protocol, _name, place in found]
 
 
@@ -199,4 +201,6 @@ def _bind(end: socket.socket, place: Any) -> None:
     try:
         end.bind(place)
     except OSError as error:
-        raise BindError(f"cannot listen on {place[0]}:{place[1]}: {error.strerror}") from error
+        holder = who_is_at(ip_address(place[0]), place[1]) if error.errno == errno.EADDRINUSE else None
+        by = f" by {holder}" if holder else ""
+        raise BindError(f"cannot listen on {format_address(place)}: {error.strerror}{by}") from error

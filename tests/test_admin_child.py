@@ -146,8 +146,8 @@ def test_a_port_that_is_taken(config: Config) -> None:
         proxy = Proxy({**config, "admin": f"127.0.0.1:{port}"})
         done = run_command("run", *proxy.flags)
         proxy._scratch.cleanup()
-    expected = f"aop-proxy: cannot listen on 127.0.0.1:{port}: Address already in use\n"
-    assert (done.exit_code, done.stderr) == (ExitCode.CANNOT_BIND, expected)
+    assert done.exit_code == ExitCode.CANNOT_BIND
+    assert done.stderr.startswith(f"aop-proxy: cannot listen on 127.0.0.1:{port}: Address already in use by ")
 
 
 def test_a_worker_that_talks_nonsense(config: Config) -> None:

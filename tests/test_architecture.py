@@ -22,7 +22,7 @@ ROOMS = {
     "log": "log telemetry histogram counters",
     "OpenSSL": "credentials farewell records tls upstream_tls snapshot",
     "one connection": "poller endpoint relay tls_socket health upstream connection",
-    "many connections": "processors service_manager watch privileges listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
+    "many connections": "processors service_manager watch privileges occupancy listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
     "what is shown": "metrics status_page admin",
     "people": "zone_certificates visit judgement probe report demo cli __main__",
 }
@@ -128,6 +128,7 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("server", "tls pages policy identity"),
         ("listeners", "server worker channel"),
         ("processors", "model"),
+        ("occupancy", "model listeners exposure"),
         ("watch", "listeners workers files config log"),
         ("service_manager", "listeners worker_process workers"),
         ("worker_process", "worker workers snapshot server"),

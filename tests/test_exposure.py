@@ -1,64 +1,24 @@
 """Ways around the gate are seen in the kernel's list of listening sockets, told once, and nothing else is."""
 
-import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
 
 import pytest
 
 from aop_proxy import exposure
-from aop_proxy.exposure import Place
 from aop_proxy.model import Admin, Listen, Settings, Site, Upstream
-
-HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-REST = "00000000:00000000 00:00000000 00000000  1000        0 1 1 0000000000000000 100 0 0 10 0\n"
-IPV4 = f"""{HEADING}\
-   0: 00000000:1F40 00000000:0000 0A {REST}\
-   1: 0100007F:0050 00000000:0000 0A {REST}\
-   2: 0100007F:C350 0100007F:1F40 01 {REST}\
-   3: 00000000:1F41 00000000:0000 0A {REST}"""
-IPV6 = f"""{HEADING}\
-   0: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A {REST}\
-   1: 0000000000000000FFFF0000070200C0:0051 00000000000000000000000000000000:0000 0A {REST}\
-   2: B80D0120000000000000000007000000:0052 00000000000000000000000000000000:0000 0A {REST}"""
+from aop_proxy.occupancy import Place
 
 
 def places(*written: str) -> list[Place]:
     """`ADDRESS PORT` each."""
-    return [(ip_address(one.split()[0]), int(one.split()[1])) for one in written]
+    return [Place(ip_address(one.split()[0]), int(one.split()[1])) for one in written]
 
 
 def configured(*urls: tuple[str, int], listen: Sequence[Listen] = (Listen("0.0.0.0", 443),)) -> Settings:
     """One site per backend; a host that begins with a slash is a unix socket's path."""
     upstreams = [Upstream("u", path=host) if host.startswith("/") else Upstream("u", host, port) for host, port in urls]
     return Settings(tuple(listen), tuple(Site("c", "k", (upstream,)) for upstream in upstreams))
-
-
-@pytest.mark.skipif("sys.byteorder == 'big'", reason="the tables were written on a little-endian machine")
-@pytest.mark.parametrize(
-    ("table", "expected"),
-    [
-        (IPV4, places("0.0.0.0 8000", "127.0.0.1 80")),
-        (IPV6, places("::1 80", "192.0.2.7 81", "2001:db8::7 82")),
-        (HEADING, []),
-        ("", []),
-    ],
-)
-def test_the_kernels_table(table: str, expected: list[Place]) -> None:
-    """Listening sockets up to the first that is none, in both families; a mapped address is the IPv4 one."""
-    assert expected == list(exposure.parse(table.splitlines(keepends=True)))
-
-
-def test_sockets_of_this_machine_are_seen() -> None:
-    """One that listens is in the list, and one that does not is not."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        seen = list(exposure.listening())
-        if not seen:
-            pytest.skip("this kernel keeps no list")
-        ports = [(str(address), port) for address, port in seen]
-        assert listener.getsockname() in ports
-        assert bound.getsockname() not in ports
 
 
 OPEN = "port 8000 is open on"

@@ -5,6 +5,7 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -117,7 +118,8 @@ def test_an_address_that_is_taken(taken: Listen) -> None:
     before = descriptors()
     with pytest.raises(BindError) as caught:
         bind((LOOPBACK, taken), 3)
-    assert str(caught.value) == f"cannot listen on 127.0.0.1:{taken.port}: Address already in use"
+    us = f"{Path('/proc/self/comm').read_text().strip()} (process {os.getpid()})"
+    assert str(caught.value) == f"cannot listen on 127.0.0.1:{taken.port}: Address already in use by {us}"
     assert descriptors() == before
 
 

@@ -597,10 +597,11 @@ def test_bad_configuration(config: Config, site: Config, tmp_path: Path) -> None
 
 
 def test_an_address_that_is_taken(config: Config) -> None:
-    """It is named, and the exit code is 4; a second instance is noticed, too."""
+    """It is named, and who holds it; the exit code is 4; a second instance is noticed, too."""
     with Proxy(config) as proxy:
         other = Proxy({**config, "listen": [proxy.addresses[0]]})
         done = run_command("run", *other.flags)
         other._scratch.cleanup()
+        holder = f"{Path(f'/proc/{proxy.pid}/comm').read_text().strip()} (process {proxy.pid})"
     assert done.exit_code == ExitCode.CANNOT_BIND
-    assert done.stderr == f"aop-proxy: cannot listen on {proxy.addresses[0]}: Address already in use\n"
+    assert done.stderr == f"aop-proxy: cannot listen on {proxy.addresses[0]}: Address already in use by {holder}\n"
