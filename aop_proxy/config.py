@@ -5,7 +5,9 @@ the event loop; reads the one file it is told to, and never the environment.
 """
 
 import difflib
+import ipaddress
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
@@ -33,7 +35,8 @@ from aop_proxy.schema import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_THIS_MACHINE = re.compile(r"(.*\.)?localhost|localhost\.localdomain|ip6-(localhost|loopback)")
+"""Names of the loopback addresses: RFC 6761 section 6.3, and those of Debian's and Red Hat's /etc/hosts."""
 
 
 def load_file(path: str, own_upstream: str | None = None) -> Settings:
@@ -229,11 +232,27 @@ def _shared_upstreams(sites: list[tuple[int, dict[str, object]]], directory: str
             if not part or not accepted:
                 continue
             url = part.url
-            backend = ("localhost" if url.host in _LOOPBACK else url.host, url.port, url.path)
-            other, accepted_there = first.setdefault(backend, (index, accepted))
+            other, accepted_there = first.setdefault(_backend(url), (index, accepted))
             if accepted != accepted_there:
                 sentence = (
                     f"{url.url} is the backend of sites[{other}] too, which accepts other clients, so a Host header"
                     " would walk past the stricter of the two: give both the same clients, or each its own backend"
                 )
                 yield Problem(f"sites[{index}].upstream", sentence)
+
+
+def _backend(upstream: model.Upstream) -> tuple[str, int, str]:
+    """One spelling for all that reach one backend, in TLS or in clear, as far as that can be known without asking.
+
+    Every loopback address counts as the same, since whoever listens on all of them is reached by each.
+    """
+    host = upstream.host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        is_near = _THIS_MACHINE.fullmatch(host) is not None
+    else:
+        address = getattr(address, "ipv4_mapped", None) or address
+        is_near, host = address.is_loopback or address.is_unspecified, str(address)
+    host = "localhost" if is_near else host
+    return host, upstream.port, os.path.realpath(upstream.path) if upstream.path else ""

@@ -266,6 +266,15 @@ def test_same_host_in_two_sites() -> None:
         ("http://127.0.0.1:8000", "http://localhost:8000"),
         ("unix:/run/a", "unix:/run/a"),
         ("http://APP", "{url: 'http://app:80'}"),
+        ("http://app:443", "{url: 'https://app.', ca: own, server_name: inner}"),
+        ("{url: 'https://10.0.0.1', server_name: a}", "{url: 'https://10.0.0.1', server_name: b}"),
+        ("http://127.0.0.1:8000", "{url: 'https://app.localhost:8000'}"),
+        ("http://127.0.0.1:8000", "http://127.0.0.2:8000"),
+        ("http://127.0.0.1:8000", "http://0.0.0.0:8000"),
+        ("http://127.0.0.1:8000", "'http://[::ffff:127.0.0.1]:8000'"),
+        ("http://10.0.0.1:8000", "'http://[::ffff:10.0.0.1]:8000'"),
+        ("'http://[::1]:8000'", "http://ip6-localhost:8000"),
+        ("unix:/run/a", "unix:/run/./b/../a"),
     ],
 )
 def test_shared_upstream(one: str, other: str) -> None:
@@ -279,6 +288,28 @@ def test_shared_upstream(one: str, other: str) -> None:
         " is the backend of sites[0] too, which accepts other clients, so a Host header would walk past the stricter"
         " of the two: give both the same clients, or each its own backend"
     )
+
+
+def test_a_socket_by_two_paths(tmp_path: Path) -> None:
+    """A symbolic link does not make it another backend."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").symlink_to("one")
+    paths = [f"upstream: 'unix:{tmp_path}/{name}/a'" for name in ("one", "other")]
+    found = problems_of_sites(f"hosts: [a], {paths[0]}", f"hosts: [b], {paths[1]}, clients: {{ca: [own]}}")
+    assert ["sites[1].upstream"] == [problem.partition(": ")[0] for problem in found]
+
+
+@pytest.mark.parametrize("other", ["http://app:8001", "https://app2:8000", "http://10.0.0.1:8000", "unix:/run/app"])
+def test_other_backends(other: str) -> None:
+    """Another port, name or path is another backend, for clients of its own."""
+    text = f"""
+    listen: [a:1]
+    sites:
+      - {{hosts: [a], certificate: c, upstream: 'http://app:8000'}}
+      - {{hosts: [b], certificate: c, upstream: '{other}', clients: {{ca: [own]}}}}
+    """
+    expected = 2
+    assert expected == len(load(parse_document(text.encode())[0], "/etc").sites)
 
 
 def test_shared_upstream_with_equal_clients() -> None:
