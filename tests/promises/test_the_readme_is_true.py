@@ -32,7 +32,9 @@ from certificates import REFUSED, Authority, CredentialFiles
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md")]
+DOCUMENTS = sorted(
+    {path for glob in ("*.md", "[!.]*/README.md", "docs/*.md", "deploy/**/*.md") for path in ROOT.glob(glob)}
+)
 REPLACED = {
     "0.0.0.0:443": "127.0.0.1:0",  # 443 is root's, and may be taken
     "[::]:443": "localhost:0",
