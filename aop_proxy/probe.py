@@ -24,6 +24,7 @@ from aop_proxy.visit import (
     ask,
     ask_plainly,
     client_context,
+    locate,
     make_old,
 )
 from aop_proxy.zone_certificates import AUTHORITY, CLIENT, issue, subject_of
@@ -119,6 +120,7 @@ class _Asking:
 
     def __init__(self, question: Question) -> None:
         self._question = question
+        self._address = question.address
         host = question.server_name if question.address[1] == 443 else f"{question.server_name}:{question.address[1]}"
         self._request = (
             f"GET / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: aop-proxy-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
@@ -129,12 +131,14 @@ class _Asking:
         """Ask as everyone, in the order of `Visitor`."""
         # The name is foreign, so the certificate cannot fit it; that the key is known is checked by resuming with it.
         anybody = client_context(None, None, verify=False)
-        given = self._context(self._question.credentials)  # before anybody is asked: its files may be of no use
-        answers: dict[Visitor, Answer | None] = {Visitor.NO_CERTIFICATE: self._ask(self._context(None))}
+        # Before anybody is asked: files may be of no use.
+        stranger, given = self._context(None), self._context(self._question.credentials)
+        self._address = locate(self._question.address)
+        answers: dict[Visitor, Answer | None] = {Visitor.NO_CERTIFICATE: self._ask(stranger)}
         with tempfile.TemporaryDirectory(prefix="aop-proxy-probe-") as directory:
             for visitor, credentials in _strangers_credentials(Path(directory)).items():
                 answers[visitor] = self._ask(self._context(credentials))
-        answers[Visitor.PLAIN_HTTP] = ask_plainly(self._question.address, self._request)
+        answers[Visitor.PLAIN_HTTP] = ask_plainly(self._address, self._request)
         answers[Visitor.OLD_TLS] = self._ask_in_old_tls()
         unknown = answers[Visitor.UNKNOWN_NAME] = self._ask(anybody, self._unknown_name)
         session = unknown.session if unknown else None
@@ -154,7 +158,7 @@ class _Asking:
     ) -> Answer | None:
         try:
             name = server_name or self._question.server_name
-            return ask(self._question.address, self._request, context, name, session)
+            return ask(self._address, self._request, context, name, session)
         except NotPossibleHere:
             return None
 

@@ -17,6 +17,8 @@ CONNECT_PATIENCE, PATIENCE = 5.0, 10.0
 """Seconds for TCP's handshake; for all that follows it."""
 MAX_ANSWER = 64 * 1024
 """Bytes of an answer that are read: a page of refusal is far shorter."""
+MAX_RECEIVED = 512 * 1024
+"""Bytes of a whole connection, handshake and all: an origin's certificates are at most 100 KiB to OpenSSL."""
 _READ = 16 * 1024
 _ENCODING_DER: Literal[2] = 2
 """`_ssl.ENCODING_DER`, for `_ssl.Certificate.public_bytes` of Python 3.11 and 3.12."""
@@ -61,6 +63,20 @@ class Answer:
     """The origin's certificates in DER, leaf first, from the handshake even where it failed later."""
     session: ssl.SSLSession | None = None
     resumed: bool = False
+
+
+def locate(address: Address) -> Address:
+    """The one address behind a name that can be connected to, so that all visits go to the same. Raises Unreachable."""
+    with _connect(address) as end:
+        host, port, *_ = end.getpeername()
+    return str(host), int(port)
+
+
+def _connect(address: Address) -> socket.socket:
+    try:
+        return socket.create_connection(address, CONNECT_PATIENCE)
+    except OSError as error:
+        raise Unreachable(f"cannot connect: {error.strerror or error}") from error
 
 
 def client_context(credentials: Credentials | None, ca: str | None, *, verify: bool) -> ssl.SSLContext:
@@ -177,11 +193,9 @@ class _Line:
     """A TCP connection with one deadline for all that happens on it."""
 
     def __init__(self, address: Address) -> None:
-        try:
-            self._socket = socket.create_connection(address, CONNECT_PATIENCE)
-        except OSError as error:
-            raise Unreachable(f"cannot connect: {error.strerror or error}") from error
+        self._socket = _connect(address)
         self._until = time.monotonic() + PATIENCE
+        self._received = 0
 
     def send(self, data: bytes) -> None:
         """Send; who is refused may be cut off meanwhile, and what was said before that can still be read."""
@@ -192,7 +206,11 @@ class _Line:
     def receive(self) -> bytes:
         """Some bytes; empty at the end."""
         self._limit()
-        return self._socket.recv(_READ)
+        data = self._socket.recv(_READ)
+        self._received += len(data)
+        if self._received > MAX_RECEIVED:
+            raise _TooLong
+        return data
 
     def _limit(self) -> None:
         self._socket.settimeout(max(self._until - time.monotonic(), 0.001))

@@ -162,7 +162,10 @@ class Proxy:
         """Start the process and return when every worker can serve."""
         self.launch()
         try:
-            self.addresses = self.wait_for("listening")["addresses"]
+            # With a backend, only once that one has started.
+            self.addresses = self.wait_for("listening", timeout=3 * PATIENCE if self._backend else PATIENCE)[
+                "addresses"
+            ]
         except BaseException:
             self.end()
             raise

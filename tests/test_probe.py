@@ -1,5 +1,6 @@
 """What all the answers of an origin come to; origins of every make are asked in `promises`."""
 
+import contextlib
 import socket
 import threading
 
@@ -16,7 +17,7 @@ def _serve(listener: socket.socket, answer: bytes) -> None:
             end, _ = listener.accept()
         except OSError:
             return
-        with end:
+        with end, contextlib.suppress(OSError):
             end.settimeout(PATIENCE)
             end.recv(65536)
             end.sendall(answer)

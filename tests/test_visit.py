@@ -94,6 +94,21 @@ def test_an_endless_answer_is_cut(server_credentials: CredentialFiles, encrypted
     assert visit.MAX_ANSWER <= len(answer.data) < 2 * visit.MAX_ANSWER
 
 
+def test_a_connection_is_cut(server_credentials: CredentialFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its bytes are, answer or not."""
+    monkeypatch.setattr(visit, "MAX_RECEIVED", 30_000)
+    with origin(over_tls(server_credentials, endless)) as address:
+        assert len(ask_anybody(address).data) < 30_000
+
+
+def test_one_address_is_asked() -> None:
+    """Whatever a name leads to."""
+    with origin(lambda _: None) as address:
+        assert visit.locate(("localhost", address[1])) == address
+    with pytest.raises(Unreachable, match="cannot connect"):
+        visit.locate(address)
+
+
 def test_a_silent_origin_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing within the deadline, in the handshake as after it."""
     monkeypatch.setattr(visit, "PATIENCE", 0.2)
