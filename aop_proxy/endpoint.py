@@ -13,6 +13,10 @@ MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
 """Where there is such a flag, a FIN goes out with the last bytes instead of behind them."""
 
 
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
+"""Seconds, seconds and probes: a peer that vanished is noticed within two minutes."""
+
+
 class Stream(Protocol):
     """What forwarding needs of a connected non-blocking socket; each call means what it means to the kernel."""
 
@@ -40,6 +44,20 @@ class Listener(NamedTuple):
 
     socket: socket.socket
     place: int
+
+
+def keep_alive(end: socket.socket) -> None:
+    """Have the kernel ask a peer that is silent whether it is still there, and end the connection if it is not.
+
+    No TCP_USER_TIMEOUT: it would also end a connection to a peer that is there and does not read for so long (the
+    kernel takes a closed window for silence), which is for the idle limit to decide. What a vanished peer has not
+    acknowledged, the kernel gives up by itself after a quarter of an hour (tcp_retries2).
+    """
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
 
 
 def format_address(address: tuple[Any, ...]) -> str:

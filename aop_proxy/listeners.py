@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
-from aop_proxy.endpoint import Listener, format_address
+from aop_proxy.endpoint import Listener, format_address, keep_alive
 from aop_proxy.model import ConfigurationError, Listen, Problem
 from aop_proxy.occupancy import who_is_at
 from aop_proxy.privileges import find_user
@@ -23,8 +23,6 @@ BACKLOG = 4096
 """What the kernel cuts to net.core.somaxconn, whose default is this."""
 SOCKET_MODE = 0o660
 """Of a unix socket: for its owner and that one's group, and nobody else."""
-_KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 60, 15, 4
-"""Seconds, seconds and probes: a peer that vanished is noticed within two minutes."""
 
 
 class BindError(Exception):
@@ -181,14 +179,10 @@ def _listen(family: int, place: Any) -> socket.socket:
 
 
 def _set_inherited_options(listener: socket.socket) -> None:
-    """What a listener has set, accepted sockets inherit: three system calls per connection saved."""
+    """What a listener has set, accepted sockets inherit: five system calls per connection saved."""
     listener.setblocking(False)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
+    keep_alive(listener)
 
 
 def _set_common_options(end: socket.socket) -> None:

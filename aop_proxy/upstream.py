@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from aop_proxy.endpoint import Endpoint, Stream, format_address
+from aop_proxy.endpoint import Endpoint, Stream, format_address, keep_alive
 from aop_proxy.health import Health
 from aop_proxy.log import Log
 from aop_proxy.model import Upstream
@@ -272,7 +272,7 @@ def _begin(end: socket.socket, family: socket.AddressFamily, address: str | tupl
     end.setblocking(False)
     if family != socket.AF_UNIX:
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(end)
     code = _connect(end, address)
     if code == errno.EINPROGRESS:
         code = _connect(end, address)  # on loopback the handshake is over by now, and asking again tells

@@ -426,12 +426,14 @@ def reset_after_request(connection: BackendConnection) -> None:
 class RecordingBackend:
     """A backend on a TCP port of its own, or on a unix socket, that records every connection and every byte."""
 
-    def __init__(self, behaviour: Behaviour | None = None, *, path: Path | None = None) -> None:
+    def __init__(
+        self, behaviour: Behaviour | None = None, *, path: Path | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.behaviour = behaviour or reply()
         self.connections: list[BackendConnection] = []
         self._news = threading.Condition()
         if path is None:
-            self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+            self._listener = socket.create_server((host, 0), backlog=1024)
             host, port = self._listener.getsockname()
             self.port: int = port
             self.url = f"http://{host}:{port}"

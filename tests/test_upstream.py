@@ -170,6 +170,7 @@ def test_a_backend_that_answers(dialler: Phone, backend: Upstream, listener: soc
         assert not end.getblocking()
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
         end.sendall(b"hello")
         assert accepted.recv(5) == b"hello"
 
