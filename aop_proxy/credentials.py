@@ -5,6 +5,7 @@ advice that does not. Knows certificates' meaning, and Cloudflare's by fingerpri
 system.
 """
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,6 +47,10 @@ class Findings:
     """What was found wrong, and what is merely worth saying."""
 
     expired_is_problem: bool = True
+    known_keys: frozenset[bytes] = frozenset()
+    """`sound_keys` of an earlier reading. They need no second look: one at an RSA key takes 30 ms."""
+    sound_keys: set[bytes] = field(default_factory=set, compare=False)
+    """SHA-256 of the private keys that were read, as they stand in their files."""
     problems: list[Problem] = field(default_factory=list)
     advice: list[Problem] = field(default_factory=list)
 
@@ -244,8 +249,14 @@ def _read_private_key(
     if encrypted and password is None:
         findings.problem(path, f"this private key is encrypted: {remedy}")
         return None
+    digest = hashlib.sha256(blocks[0]).digest()
+    is_known = digest in findings.known_keys or digest in findings.sound_keys
     try:
-        return serialization.load_pem_private_key(blocks[0], password if encrypted else None)
+        key = serialization.load_pem_private_key(
+            blocks[0], password if encrypted else None, unsafe_skip_rsa_key_validation=is_known
+        )
+        findings.sound_keys.add(digest)
+        return key
     except UNREADABLE as error:
         why = "the password may be wrong" if encrypted else _one_line(error)
         findings.problem(path, f"the private key cannot be read ({why})")

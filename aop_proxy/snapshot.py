@@ -5,7 +5,7 @@ connection keeps the snapshot it began with. Must not know signals or the file s
 """
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cryptography import x509
@@ -57,35 +57,49 @@ class Snapshot:
     """None: refused clients get alerts."""
     advice: tuple[Problem, ...]
     expiries: tuple[Expiry, ...]
+    sound_keys: frozenset[bytes]
+    """Private keys that the next snapshot need not look at again; see `Findings`."""
 
 
-def build(bundle: Bundle, generation: int, key_log: tls.KeyLog | None, *, expired_is_problem: bool = True) -> Snapshot:
+def build(bundle: Bundle, generation: int, key_log: tls.KeyLog | None) -> Snapshot:
     """Build a snapshot. Raises ConfigurationError with every problem of every file that the bundle holds."""
-    return _Builder(bundle, key_log, Findings(expired_is_problem=expired_is_problem)).build(generation)
+    builder = Builder(bundle, key_log, Findings())
+    for _ in builder.build_gates():
+        pass
+    return builder.finish(generation)
 
 
-class _Builder:
-    """Collects findings over all sites, so that one run names them all."""
+class Builder:
+    """Builds a snapshot site by site, and collects findings over all of them, so that one run names them all."""
 
     def __init__(self, bundle: Bundle, key_log: tls.KeyLog | None, findings: Findings) -> None:
+        """Begin with a bundle, and with what is known already."""
         self._settings = bundle.settings
         self._files: Mapping[str, bytes] = bundle.files
         self._key_log = key_log
         self._findings = findings
+        self._gates: list[Gate] = []
         self._expiries: list[Expiry] = []
         self._upstream_contexts: dict[tuple[UpstreamTls, tuple[str, ...]], dict[str, ssl.SSLContext]] = {}
         # A name is read ahead only where it decides something that comes before the certificate is judged.
         self._reads_names_first = len(bundle.settings.sites) > 1 or bundle.settings.unknown_hosts == "reject"
 
-    def build(self, generation: int) -> Snapshot:
+    def build_gates(self) -> Iterator[None]:
+        """Build one gate after the other; between two of them others may have their turn."""
+        for index, site in enumerate(self._settings.sites):
+            gate = self._gate(f"sites[{index}]", site)
+            if gate is not None:
+                self._gates.append(gate)
+            yield
+
+    def finish(self, generation: int) -> Snapshot:
+        """Put everything together. Raises ConfigurationError."""
         sites = self._settings.sites
-        gates = [self._gate(f"sites[{index}]", site) for index, site in enumerate(sites)]
         if self._settings.refusal == "page" and self._key_log is None:
             self._findings.advise(
                 "refusal", "/dev/fd cannot be used here: refused clients get TLS alerts instead of pages that say why"
             )
-        built = [gate for gate in gates if gate is not None]
-        if self._findings.problems or len(built) != len(sites):
+        if self._findings.problems or len(self._gates) != len(sites):
             raise ConfigurationError(*self._findings.problems)
         anchor = [
             certificate.public_bytes(Encoding.DER) for certificate in self._authorities("sites[0]", sites[0].clients)
@@ -93,13 +107,14 @@ class _Builder:
         return Snapshot(
             generation=generation,
             settings=self._settings,
-            gates=tuple(built),
+            gates=tuple(self._gates),
             hosts=HostTable(site.hosts for site in sites),
             quiet_context=tls.quiet_context(anchor),
             name_reading_context=tls.name_reading_context(anchor) if self._reads_names_first else None,
             key_log=self._key_log,
             advice=tuple(self._findings.advice),
             expiries=tuple(self._expiries),
+            sound_keys=frozenset(self._findings.sound_keys),
         )
 
     def _gate(self, path: str, site: Site) -> Gate | None:

@@ -16,6 +16,7 @@ import sys
 
 from aop_proxy import snapshot
 from aop_proxy.channel import Channel, Commit, Ping, Prepare, Reply
+from aop_proxy.credentials import Findings
 from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
 from aop_proxy.model import ConfigurationError
@@ -52,7 +53,7 @@ class Worker:
         """Obey the parent until it says to drain, or is gone."""
         while command := await self._channel.receive_command():
             if isinstance(command, Prepare):
-                await self._channel.send_reply(self._prepare(command))
+                await self._channel.send_reply(await self._prepare(command))
             elif isinstance(command, Commit):
                 self._commit()
                 await self._channel.send_reply({"committed": True})
@@ -79,15 +80,19 @@ class Worker:
             await self._server.stop(Reason.DRAIN_TIMEOUT)
             await drained
 
-    def _prepare(self, command: Prepare) -> Reply:
+    async def _prepare(self, command: Prepare) -> Reply:
+        """Build a snapshot, site by site: in between, those that are served have their turn."""
+        known_keys = self._server.snapshot.sound_keys if self._server else frozenset()
+        findings = Findings(expired_is_problem=not command.is_replacement, known_keys=known_keys)
         try:
             if self._has_privileges:
                 drop_privileges(command.bundle.settings.user)
                 self._has_privileges = False
                 self._key_log = open_key_log(command.bundle.settings)
-            self._prepared = snapshot.build(
-                command.bundle, command.generation, self._key_log, expired_is_problem=not command.is_replacement
-            )
+            builder = snapshot.Builder(command.bundle, self._key_log, findings)
+            for _ in builder.build_gates():
+                await asyncio.sleep(0)
+            self._prepared = builder.finish(command.generation)
         except ConfigurationError as error:
             return {"problems": [[problem.path, problem.sentence] for problem in error.problems]}
         return {

@@ -1,5 +1,6 @@
 """Certificate and key files: good ones are read in every form that people have, bad ones get a sentence that helps."""
 
+import hashlib
 import re
 import ssl
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, x25519
+from cryptography.hazmat.primitives.asymmetric import dsa, rsa, x25519
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -22,7 +23,7 @@ from aop_proxy.credentials import (
     read_revocation_lists,
     read_server_credentials,
 )
-from certificates import CLIENT_AUTH, DAY, SERVER_AUTH, Authority, Credentials, KeyType, _der
+from certificates import CLIENT_AUTH, DAY, SERVER_AUTH, Authority, Credentials, KeyType, _der, key_pem
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT / "tests" / "certs_public"
@@ -162,6 +163,23 @@ def credentials(
 ) -> tuple[KeyPair | None, Findings]:
     findings = Findings()
     return read_server_credentials((CERTIFICATE, certificate), (KEY, private_key), password, findings), findings
+
+
+def test_a_key_is_looked_at_once(ca: Authority) -> None:
+    """An RSA key whose numbers do not fit together is found out, unless one of the same bytes was found sound before."""
+    server = ca.issue_server("origin.example", key="rsa2048")
+    assert isinstance(server.key, rsa.RSAPrivateKey)
+    numbers = server.key.private_numbers()
+    crooked = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, numbers.d + 2, numbers.dmp1, numbers.dmq1, numbers.iqmp, numbers.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    pem = key_pem(crooked)
+    read, findings = credentials(server.certificate_pem, pem)
+    assert (read, len(findings.problems), findings.sound_keys) == (None, 1, set())
+    assert "the private key cannot be read" in str(findings.problems[0])
+    known = Findings(known_keys=frozenset({hashlib.sha256(pem.strip()).digest()}))
+    assert read_server_credentials((CERTIFICATE, server.certificate_pem), (KEY, pem), None, known)
+    assert known.sound_keys == known.known_keys
 
 
 def openssl_loads(one: KeyPair, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """What a reload replaces: built whole from values and bytes, or every problem of every file at once."""
 
 import datetime as dt
+import hashlib
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from actors import client_context
 from aop_proxy import snapshot
+from aop_proxy.credentials import Findings
 from aop_proxy.model import CLOUDFLARE, Bundle, Clients, ConfigurationError, Listen, Problem, Settings, Site, Upstream
 from aop_proxy.policy import Rules
 from aop_proxy.reasons import Reason
@@ -384,3 +386,13 @@ def test_everything_that_ends_is_noted(files: dict[str, bytes], ca: Authority, s
     ]
     (until,) = [expiry.not_after for expiry in built.expiries if "CRL" in expiry.subject]
     assert x509.load_pem_x509_crl(soon).next_update_utc == until
+
+
+def test_sites_are_built_one_by_one(files: dict[str, bytes], key_log: KeyLog) -> None:
+    """Others have their turn after each; what is finished knows the keys that need no second look."""
+    sites = (site(hosts=("a.example",)), site(hosts=("b.example",)))
+    builder = snapshot.Builder(Bundle(Settings((Listen("127.0.0.1", 0),), sites), files), key_log, Findings())
+    assert len(list(builder.build_gates())) == 2
+    built = builder.finish(3)
+    assert ([gate.name for gate in built.gates], built.generation) == (["a.example", "b.example"], 3)
+    assert built.sound_keys == {hashlib.sha256(files["server.key"].strip()).digest()}

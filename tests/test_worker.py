@@ -174,6 +174,19 @@ async def test_switches(worker: Employer, bundle: Bundle, client_credentials: Cr
     assert (await visit(worker, client_credentials)).status == 421
 
 
+async def test_serves_while_it_builds(worker: Employer, bundle: Bundle, client_credentials: CredentialFiles) -> None:
+    """Hundreds of sites are built in between what it is there for."""
+    await worker.employ(bundle)
+    (site,) = bundle.settings.sites
+    sites = tuple(replace(site, hosts=(f"{number}.example",)) for number in range(300))
+    many = replace(bundle, settings=replace(bundle.settings, sites=sites))
+    building = asyncio.create_task(worker.ask(Prepare(many, 2)))
+    await asyncio.sleep(0)
+    assert (await visit(worker, client_credentials)).data == HELLO
+    assert not building.done()
+    assert (await building)["prepared"] == 2
+
+
 async def test_refusal_alert(worker: Employer, bundle: Bundle) -> None:
     """Without pages there is no key log."""
     await worker.employ(replace(bundle, settings=replace(bundle.settings, refusal="alert")))
