@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,10 @@ from aop_proxy.workers import ExitCode, Parent
 
 if TYPE_CHECKING:
     from aop_proxy.probe import Question
+
+
+INTERRUPTED = 128 + signal.SIGINT
+"""As shells say it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BindError as error:
         print(f"aop-proxy: {error}", file=sys.stderr)
         return ExitCode.CANNOT_BIND
+    except KeyboardInterrupt:  # whoever asked for it knows why
+        return INTERRUPTED
 
 
 def _partition(arguments: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import aop_proxy
-from actors import Proxy, run_command
-from aop_proxy.cli import main
+from actors import PATIENCE, Proxy, run_command
+from aop_proxy.cli import INTERRUPTED, main
 from aop_proxy.schema import json_schema
 from certificates import Authority
 
@@ -99,6 +99,17 @@ def test_keys_are_logged_nowhere_else(monkeypatch: pytest.MonkeyPatch, capsys: O
     assert main(["check", "--schema"]) == 0
     assert "SSLKEYLOGFILE" not in os.environ
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c() -> None:
+    """Ends a command that takes its time, without a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        command = [sys.executable, "-m", "aop_proxy", "probe", f"127.0.0.1:{silent.getsockname()[1]}", "--insecure"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            silent.accept()[0].close()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (INTERRUPTED, b"")
 
 
 # check
