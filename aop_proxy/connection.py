@@ -48,10 +48,10 @@ _GARBAGE = Refused(Reason.HANDSHAKE_FAILED, None, b"")
 
 
 class Stage(IntEnum):
-    """How far a client has come that is not authenticated. Where room is needed, it is that of the first of these.
+    """How far a client has come that is not authenticated.
 
-    To be answered costs a signature of ours, so that clients never come to that stage as fast as to those before: who
-    is only waiting for its own flight to reach us is not pushed out by a flood.
+    Where room is needed it is made at the stage where most are: who comes in crowds pushes out its like. To be answered
+    costs a signature of ours, so that not even crowds of that kind come faster than a flight needs to reach us.
     """
 
     SILENT = 0

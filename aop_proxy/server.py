@@ -1,7 +1,7 @@
 """Many connections in one worker: accept, limits, back-off, idle ends, drain. Must not know what a connection does.
 
-Accepting never waits for a handshake. Unauthenticated clients have a cap of their own, past which one is closed that
-has come least far, the oldest silent one first, so that a flood of them keeps no authenticated client out.
+Accepting never waits for a handshake. Unauthenticated clients have a cap of their own, past which the oldest is closed
+of the stage at which most of them are, so that a flood, whatever it does, pushes out its own.
 """
 
 import asyncio
@@ -203,12 +203,11 @@ class Server:
         self._strangers[connection.stage][connection] = None
 
     def _evict(self) -> None:
-        """Close the oldest of those who have come least far."""
-        for strangers in self._strangers.values():
-            for connection in strangers:
-                del strangers[connection]
-                connection.give_up()
-                return
+        """Close the oldest of the stage at which most are; where that is a draw, of the first such stage."""
+        strangers = max(self._strangers.values(), key=len)
+        connection = next(iter(strangers))
+        del strangers[connection]
+        connection.give_up()
 
     # Ending.
 

@@ -26,6 +26,7 @@ from actors import (
 )
 from aop_proxy.proxy_protocol import Header, encode_v2
 from certificates import Authority, CredentialFiles
+from states import Place, greeted
 
 CROWD = 60
 CAP = 32
@@ -129,6 +130,29 @@ def test_a_flood_of_strangers(
         for client in (slow, kept):
             client.send(GET)
             assert client.receive_exactly(len(HELLO)) == HELLO
+
+
+def test_strangers_who_have_an_answer_push_out_each_other(
+    site: dict[str, Any], backend: RecordingBackend, client_credentials: CredentialFiles
+) -> None:
+    """Having come far protects nobody who comes in crowds: one whose hello is on its way is not closed for them."""
+    context = client_context(client_credentials)
+    with (
+        Proxy({**ONE_WORKER, "limits": {"unauthenticated": CAP}, "sites": [site]}) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(CAP):
+            stack.enter_context(greeted(Place(proxy.address, context, context)))
+        slow = stack.enter_context(TlsClient(proxy.address, context))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            slow.tls.do_handshake()
+        hello = slow._out.read()
+        slow.sock.sendall(hello[:20])
+        for _ in range(CAP // 2):
+            stack.enter_context(greeted(Place(proxy.address, context, context)))
+        slow.sock.sendall(hello[20:])
+        slow.handshake(with_data=GET)
+        assert slow.receive_exactly(len(HELLO)) == HELLO
 
 
 def test_byte_by_byte_keeps_nobody_out(
