@@ -103,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     certificates.add_argument("--renew", action="store_true", help="keep the CA, replace the client certificate")
     certificates.set_defaults(command=_certificates)
 
+    status = commands.add_parser("status", help="what a running program's admin listener knows")
+    status.add_argument("--admin", metavar="ADDRESS", default="127.0.0.1:9180", help="default: 127.0.0.1:9180")
+    status.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    status.set_defaults(command=_status)
+
     demo = commands.add_parser("demo", help="throw-away certificates, a backend, and five kinds of visitor")
     demo.add_argument("--once", action="store_true", help="exit after the table: 0 if all five came out right")
     demo.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="default: a free port")
@@ -230,6 +235,17 @@ def _question(arguments: argparse.Namespace) -> "Question":
     if arguments.certificate is not None:
         credentials = Credentials(arguments.certificate, arguments.private_key or arguments.certificate)
     return Question(address, name, credentials, arguments.ca, verify=not arguments.insecure)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from aop_proxy import status  # here, as for the probe
+
+    try:
+        admin = notation.admin(arguments.admin)
+    except ValueError as error:
+        print(f"aop-proxy: --admin: {error}", file=sys.stderr)
+        return ExitCode.BAD_CONFIGURATION
+    return status.run(admin, watch=arguments.watch)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -6,20 +6,18 @@ serializer and cannot be forgotten. Must not know who asks.
 
 import base64
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
-from aop_proxy.histogram import BUCKETS
+from aop_proxy import summary
 from aop_proxy.ledger import State
+from aop_proxy.summary import Figure, Notice, count, span
 
 MOST_REFUSALS = 20
 MOST_ROWS = 12
 """Certificates and upstreams that are shown; the ones that need attention come first."""
-SOON, VERY_SOON = 30 * 86400, 7 * 86400
-"""Seconds before its end at which a certificate is shown as a warning, and as an alarm."""
 _GAUGE = 90 * 86400
 """Seconds left that fill a certificate's bar."""
 _LEAST_HEIGHT = 1.5
@@ -54,7 +52,7 @@ _Child = Element | str | None
 
 def page(state: State) -> bytes:
     """The page, in UTF-8."""
-    word, tone = _condition(state)
+    word, tone = summary.condition(state)
     refresh = _tag("noscript", None, _tag("meta", None, **{"http-equiv": "refresh", "content": "5"}))
     head = _tag(
         "head",
@@ -70,8 +68,8 @@ def page(state: State) -> bytes:
         "main",
         None,
         _header(state, word, tone),
-        *_notices(state),
-        _tiles(state),
+        *map(_notice, summary.notices(state)),
+        _tag("section", "tiles", *map(_tile, summary.figures(state))),
         _hour(state["history"]),
         _tag("div", "columns", _reasons(state), _upstreams(state), _certificates(state), _workers(state)),
         _refusals(state),
@@ -102,16 +100,9 @@ def _card(title: str, aside: str | None, *children: _Child, kind: str = "card") 
 # Above all: how it is.
 
 
-def _condition(state: State) -> tuple[str, str]:
-    """One word for all of it, and its tone."""
-    if not state["ready"]:
-        return ("Draining", "warn") if "draining" in state["not_ready"] else ("Not serving", "bad")
-    return ("Observing", "warn") if state["enforcement"] == "observe" else ("Enforcing", "good")
-
-
 def _header(state: State, word: str, tone: str) -> Element:
     facts = (
-        ("up", _span(state["time"] - state["started"])),
+        ("up", span(state["time"] - state["started"])),
         ("generation", str(state["generation"])),
         ("version", state["version"]),
     )
@@ -126,57 +117,19 @@ def _header(state: State, word: str, tone: str) -> Element:
     )
 
 
-def _notices(state: State) -> list[Element]:
-    notices = []
-    if not state["ready"]:
-        notices.append(_tag("p", "notice bad", f"Send no clients here: {', '.join(state['not_ready'])}."))
-    if state["enforcement"] == "observe":
-        text = "It only observes: who shows no certificate is let in, and counted as would_refuse."
-        notices.append(_tag("p", "notice warn", text))
-    if state["reload_problems"]:
-        problems = _tag("ul", None, *(_tag("li", None, problem) for problem in state["reload_problems"][:MOST_ROWS]))
-        text = "The last reload failed, and the configuration before it is served:"
-        notices.append(_tag("div", "notice bad", text, problems))
-    return notices
+def _notice(notice: Notice) -> Element:
+    details = [_tag("li", None, detail) for detail in notice.details[:MOST_ROWS]]
+    return _tag("div", f"notice {notice.tone}", notice.text, _tag("ul", None, *details) if details else None)
 
 
-def _tiles(state: State) -> Element:
-    history = state["history"]
-    recent = history[-2:]
-    seconds = 60 + state["time"] % 60  # of the last two minutes; the second is still going on
-    rate = sum(minute["from_client"] + minute["from_upstream"] for minute in recent) / seconds
-    open_now = sum(worker["open"].get("accepted", 0) for worker in state["workers"])
-    others = sum(sum(worker["open"].values()) for worker in state["workers"]) - open_now
-    moved = [minute["from_client"] + minute["from_upstream"] for minute in history]
-    middle = _median(state["totals"].get("handshakes", {}))
-    return _tag(
-        "section",
-        "tiles",
-        *(
-            _tile(
-                label,
-                _count(sum(minute[name] for minute in history)),
-                "in the last hour",
-                name,
-                [m[name] for m in history],
-            )
-            for label, name in (("Let in", "accepted"), ("Refused", "refused"), ("Failed", "failed"))
-        ),
-        _tile("Traffic", f"{_bytes(rate)}/s", f"{_bytes(sum(moved))} in the last hour", "traffic", moved),
-        _tile("Open", _count(open_now), f"and {_count(others)} not let in yet, or leaving"),
-        _tile("Handshake", middle or "—", "half took no longer" if middle else "none yet"),
-    )
-
-
-def _tile(label: str, number: str, text: str, tone: str = "", series: Sequence[float] = ()) -> Element:
-    kind = f"tile {tone}".strip()
+def _tile(figure: Figure) -> Element:
     return _tag(
         "div",
-        kind,
-        _tag("span", "label", label),
-        _tag("span", "number", number),
-        _tag("span", "text", text),
-        _sparkline(series) if any(series) else None,
+        f"tile {figure.name}",
+        _tag("span", "label", figure.label),
+        _tag("span", "number", figure.number),
+        _tag("span", "text", figure.text),
+        _sparkline(figure.series) if any(figure.series) else None,
     )
 
 
@@ -210,7 +163,7 @@ def _hour(history: Sequence[Mapping[str, float]]) -> Element:
         "ul",
         "legend",
         *(
-            _tag("li", _SERIES[i][0], _SERIES[i][1], _tag("b", None, _count(sum(stack[i] for stack in stacks))))
+            _tag("li", _SERIES[i][0], _SERIES[i][1], _tag("b", None, count(sum(stack[i] for stack in stacks))))
             for i in shown
         ),
     )
@@ -225,7 +178,7 @@ def _hour(history: Sequence[Mapping[str, float]]) -> Element:
         role="img",
         **{"aria-label": "Connections of each minute of the last hour"},
     )
-    marks = _tag("div", "marks", *(_tag("span", None, _count(top * part / 4)) for part in (4, 3, 2, 1, 0)))
+    marks = _tag("div", "marks", *(_tag("span", None, count(top * part / 4)) for part in (4, 3, 2, 1, 0)))
     minutes = _tag(
         "div", "minutes", *(_tag("span", None, text) for text in ("1 h ago", "45 min", "30 min", "15 min", "now"))
     )
@@ -242,14 +195,14 @@ def _stack(minute: Mapping[str, float]) -> list[float]:
 
 def _bars(minute: int, stack: Sequence[float], top: float, ago: int) -> list[Element]:
     bars, y = [], 100.0
-    for (name, _), count in zip(_SERIES, stack, strict=True):
-        if count:
-            height = max(100 * count / top, _LEAST_HEIGHT)
+    for (name, _), number in zip(_SERIES, stack, strict=True):
+        if number:
+            height = max(100 * number / top, _LEAST_HEIGHT)
             y -= height
             bars.append(
                 _tag("rect", name, x=f"{minute + 0.14:.2f}", y=f"{y:.2f}", width="0.72", height=f"{height:.2f}")
             )
-    words = [f"{_count(count)} {text}" for (_, text), count in zip(_SERIES, stack, strict=True) if count]
+    words = [f"{count(number)} {text}" for (_, text), number in zip(_SERIES, stack, strict=True) if number]
     when = f"{ago} min ago" if ago else "this minute"
     bars.append(
         _tag("rect", "hover", _tag("title", None, f"{when}: {', '.join(words) or 'nobody'}"),
@@ -262,18 +215,16 @@ def _bars(minute: int, stack: Sequence[float], top: float, ago: int) -> list[Ele
 
 
 def _reasons(state: State) -> Element:
-    found = [
-        (words.partition(" ")[2], words.partition(" ")[0], count)
-        for words, count in state["totals"].get("connections", {}).items()
-        if not words.startswith("accepted ") and count
-    ]
-    found.sort(key=lambda one: -one[2])
-    most = found[0][2] if found else 1
+    causes = summary.causes(state)[:MOST_ROWS]
     rows = [
         _tag(
-            "li", None, _tag("span", "name", reason), _bar(verdict, count / most), _tag("span", "count", _count(count))
+            "li",
+            None,
+            _tag("span", "name", cause.reason),
+            _bar(cause.verdict, cause.number / causes[0].number),
+            _tag("span", "count", count(cause.number)),
         )
-        for reason, verdict, count in found[:MOST_ROWS]
+        for cause in causes
     ]
     body = _tag("ul", "reasons", *rows) if rows else _empty("Nobody was refused, and nothing failed.")
     return _card("Reasons", "of refusals and failures since the start", body)
@@ -294,39 +245,32 @@ def _bar(tone: str, part: float) -> Element:
 
 
 def _upstreams(state: State) -> Element:
-    dials, took, seen = state["totals"].get("dials", {}), state["totals"].get("dial_seconds", {}), state["seen"]
-    rows = []
-    for url in state["upstreams"]:
-        failed, connected = seen.get(f"failed {url}", 0), seen.get(f"connected {url}", 0)
-        middle = _median({words.partition(" ")[0]: n for words, n in took.items() if words.partition(" ")[2] == url})
-        failures = sum(dials.get(f"{word} {url}", 0) for word in ("upstream_unreachable", "upstream_timeout"))
-        if failed > connected:
-            tone, text = "bad", f"does not answer: tried {_span(state['time'] - failed)} ago"
-        elif connected:
-            tone, text = "good", f"answers, half within {middle}"
-        else:
-            tone, text = "idle", "not asked yet"
-        rows.append((tone != "bad", url, tone, text + (f" · {_count(failures)} failed" if failures else "")))
-    rows.sort(key=lambda row: row[0])
+    upstreams = summary.upstreams(state)
     items = [
-        _tag("li", tone, _tag("span", "dot"), _tag("div", None, _tag("code", None, url), _tag("small", None, text)))
-        for _, url, tone, text in rows[:MOST_ROWS]
+        _tag("li", one.tone, _tag("span", "dot"), _tag("div", None, _tag("code", None, one.name), _small(one.text)))
+        for one in upstreams[:MOST_ROWS]
     ]
-    return _card("Upstreams", _rest(rows), _tag("ul", "things", *items) if items else _empty("There are none."))
+    return _card("Upstreams", _rest(upstreams), _tag("ul", "things", *items) if items else _empty("There are none."))
 
 
 def _certificates(state: State) -> Element:
-    items = []
-    ends = sorted(state["expiries"], key=lambda one: float(one["not_after"]))
-    for one in ends[:MOST_ROWS]:
-        left = one["not_after"] - state["time"]
-        tone = "bad" if left < VERY_SOON else "warn" if left < SOON else "good"
-        days = f"{left // 86400:.0f} days" if left >= 2 * 86400 else _span(left) if left > 0 else "expired"
-        names = _tag("div", None, _tag("span", "name", one["subject"]), _tag("small", None, one["path"]))
-        items.append(_tag("li", tone, names, _tag("div", "left", _tag("b", None, days), _bar(tone, left / _GAUGE))))
+    ends = summary.ends(state)
+    items = [
+        _tag(
+            "li",
+            one.tone,
+            _tag("div", None, _tag("span", "name", one.subject), _small(one.path)),
+            _tag("div", "left", _tag("b", None, one.text), _bar(one.tone, one.left / _GAUGE)),
+        )
+        for one in ends[:MOST_ROWS]
+    ]
     return _card(
         "Certificates", _rest(ends), _tag("ul", "certificates", *items) if items else _empty("There are none.")
     )
+
+
+def _small(text: str) -> Element:
+    return _tag("small", None, text)
 
 
 def _workers(state: State) -> Element:
@@ -339,8 +283,8 @@ def _workers(state: State) -> Element:
             _tag("td", None, str(one["number"])),
             _tag("td", None, str(one["pid"])),
             _tag("td", None, str(one["generation"] or "—")),
-            _tag("td", None, _span(state["time"] - one["started"])),
-            _tag("td", None, _count(sum(one["open"].values()))),
+            _tag("td", None, span(state["time"] - one["started"])),
+            _tag("td", None, count(sum(one["open"].values()))),
         )
         for one in state["workers"]
     ]
@@ -351,7 +295,7 @@ def _workers(state: State) -> Element:
         _tag("tbody", None, *rows),
     )
     good, failed = state["reloads"]["good"], state["reloads"]["failed"]
-    text = f"{_count(state['restarts'])} restarted · {_count(good)} reloads, {_count(failed)} failed"
+    text = f"{count(state['restarts'])} restarted · {count(good)} reloads, {count(failed)} failed"
     return _card("Workers", text, table if rows else _empty("None is running."))
 
 
@@ -360,7 +304,7 @@ def _refusals(state: State) -> Element:
     rows = []
     for one in state["refusals"][:MOST_REFUSALS]:
         cells: tuple[tuple[str, _Child], ...] = (
-            ("when", f"{_span(state['time'] - one['time'])} ago"),
+            ("when", f"{span(state['time'] - one['time'])} ago"),
             ("reason", _tag("span", f"pill {one['verdict']}", one["reason"])),
             ("sni" if one["sni"] else "sni unknown", one["sni"] or "—"),
             ("client", one["client"]),
@@ -387,45 +331,6 @@ def _empty(text: str) -> Element:
 
 def _rest(rows: Sequence[Any]) -> str | None:
     return f"{MOST_ROWS} of {len(rows)}" if len(rows) > MOST_ROWS else None
-
-
-# Numbers in a person's words.
-
-
-def _count(number: float) -> str:
-    """1, 12,345, 3.4M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= max(size, 100_000):
-            return f"{number / size:.1f}{unit}" if number < 100 * size else f"{number / size:.0f}{unit}"
-    return f"{number:,.0f}"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
-
-
-def _span(seconds: float) -> str:
-    """3 s, 4 min, 5 h, 6 days."""
-    seconds = max(seconds, 0)
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"
-
-
-def _median(counted: Mapping[str, float]) -> str | None:
-    """The bound of the bucket that holds the middle one."""
-    counts = [counted.get(str(index), 0) for index in range(len(BUCKETS) + 1)]
-    passed = 0.0
-    for bound, count in zip((*BUCKETS, math.inf), counts, strict=True):
-        passed += count
-        if passed and passed >= sum(counts) / 2:
-            return f"{bound * 1000:g} ms" if bound < 1 else f"{min(bound, BUCKETS[-1]):g} s"
-    return None
 
 
 def _round_up(number: float) -> float:

@@ -23,8 +23,8 @@ ROOMS = {
     "OpenSSL": "credentials farewell records tls upstream_tls snapshot",
     "one connection": "poller endpoint relay tls_socket health upstream connection",
     "many connections": "processors service_manager watch privileges occupancy listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
-    "what is shown": "metrics status_page admin",
-    "people": "zone_certificates visit judgement probe report demo cli __main__",
+    "what is shown": "metrics summary status_page admin",
+    "people": "zone_certificates visit judgement probe report status demo cli __main__",
 }
 """A module imports only from those that stand before it."""
 ORDER = " ".join(ROOMS.values()).split()
@@ -139,6 +139,7 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("admin_child", "counters metrics admin"),
         ("metrics", "admin counters"),
         ("status_page", "admin counters metrics"),
+        ("summary", "admin counters metrics status_page"),
         ("admin", "workers server admin_child"),
         ("log", "telemetry reasons"),
         ("visit", "tls relay server workers snapshot config"),

@@ -277,34 +277,8 @@ def test_only_our_own_style_and_script() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(0, "0"), (999, "999"), (12345, "12,345"), (123456, "123k"), (1234567, "1.2M"), (5e9, "5.0G")]
-)
-def test_counts(number: float, words: str) -> None:
-    """Exact as long as that is short."""
-    assert status_page._count(number) == words
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (500_000, "488 KiB"), (3e9, "2.8 GiB"), (5e15, "4547.5 TiB")],
-)
-def test_bytes(number: float, words: str) -> None:
-    """In the units of the configuration."""
-    assert status_page._bytes(number) == words
-
-
-@pytest.mark.parametrize(
     ("number", "top"), [(0, 4), (4, 4), (5, 8), (9, 12), (84, 120), (121, 200), (201, 400), (1e6, 1.2e6)]
 )
 def test_the_charts_top(number: float, top: float) -> None:
     """A quarter of it is a round number."""
     assert status_page._round_up(number) == top
-
-
-@pytest.mark.parametrize(
-    ("counted", "words"),
-    [({}, None), ({"0": 3}, "0.5 ms"), ({"0": 1, "9": 2}, "500 ms"), ({"11": 1}, "2.5 s"), ({"14": 1}, "10 s")],
-)
-def test_the_middle_one(counted: dict[str, float], words: str | None) -> None:
-    """As exact as the buckets are."""
-    assert status_page._median(counted) == words

@@ -175,7 +175,7 @@ def test_commands_named_in_the_text(empty: Path) -> None:
     """Each command and flag that the text names is one that the program takes."""
     named = [words.split() for words in code(README) if words.startswith("aop-proxy ")]
     helps = {command: run_command(command, "--help") for command in sorted({words[1] for words in named})}
-    assert list(helps) == ["certificates", "check", "demo", "exec", "probe", "run"]
+    assert list(helps) == ["certificates", "check", "demo", "exec", "probe", "run", "status"]
     assert [shown.exit_code for shown in helps.values()] == [0] * len(helps)
     unknown = [
         (words[1], flag)
