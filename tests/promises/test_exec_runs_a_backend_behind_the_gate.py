@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,8 +243,8 @@ def test_told_to_end_before_the_backend_listens(flags: list[str | Path], script:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
 def test_the_end_of_one_by_force_is_the_end_of_all(flags: list[str | Path], script: list[str]) -> None:
-    """After SIGKILL neither the backend nor a worker is left."""
-    with Proxy(flags=flags, backend=script) as proxy:
+    """After SIGKILL neither the backend nor a worker is left (but for the socket's directory)."""
+    with tempfile.TemporaryDirectory() as scratch, Proxy(flags=flags, env={"TMPDIR": scratch}, backend=script) as proxy:
         backend = proxy.wait_for("backend_started")["pid"]
         with gone_at_the_end([backend, *proxy.worker_pids]):
             proxy.kill()
