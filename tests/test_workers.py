@@ -33,6 +33,7 @@ from actors import (
 )
 from aop_proxy.log import Log
 from aop_proxy.processors import usable_cpus
+from aop_proxy.reminders import Reminders
 from aop_proxy.service_manager import ServiceManager
 from aop_proxy.workers import ExitCode, Parent
 from certificates import Authority, CredentialFiles
@@ -578,6 +579,29 @@ async def test_told_to_end_while_workers_prepare(
     os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.to_thread(has, lines, "draining")
     os.kill(worker.process.pid, signal.SIGCONT)
+    assert await asyncio.wait_for(running, PATIENCE) is ExitCode.DRAINED
+    os.close(write)
+    lines.join(PATIENCE)
+
+
+@pytest.mark.usefixtures("our_signals")
+async def test_it_says_again_and_again_that_it_only_observes(
+    server_credentials: CredentialFiles, client_ca: Path, backend: RecordingBackend
+) -> None:
+    """As long as it serves, in hours that are short here."""
+    bundle = make_bundle(server_credentials, client_ca, backend.url, workers=1, enforcement="observe")
+    read, write = os.pipe()
+    lines = actors.Log(read)
+    log = Log(bundle.settings.log, write)
+    parent = Parent(lambda: bundle, bundle, log, write, ServiceManager({}))
+    parent._reminders = Reminders(log, hour=0.01)
+    running = asyncio.create_task(parent.run())
+
+    def warned_thrice() -> bool:
+        return sum("keeps nobody out" in str(event.get("advice")) for event in lines.events) >= 3
+
+    assert await asyncio.to_thread(lines.wait_until, warned_thrice, PATIENCE)
+    os.kill(os.getpid(), signal.SIGTERM)
     assert await asyncio.wait_for(running, PATIENCE) is ExitCode.DRAINED
     os.close(write)
     lines.join(PATIENCE)

@@ -7,7 +7,7 @@ the first. Every case is one connection of the hostile client, which may change 
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from actors import HELLO, ONE_WORKER, Answer, Proxy, RecordingBackend
 from certificates import Authority, Credentials
 from encounter import der
-from hostile import HostileClient
+from hostile import HostileClient, send_bytewise
 from tls13 import Alert, ContentType, HandshakeType, Tls13Client, handshake_message, plain_record, vector
 
 FATAL = 2
@@ -205,6 +205,17 @@ def test_a_hello_in_crumbs(sites: TwoSites, record_size: int) -> None:
         site.backend.forget()
 
 
+def test_a_hello_byte_by_byte(sites: TwoSites) -> None:
+    """Nor does it matter how TCP cuts it, with every byte in a segment of its own."""
+    for site in (sites.a, sites.b):
+        client = Tls13Client(server_name=site.name.encode())
+        with HostileClient(sites.proxy.address, client, send_bytewise) as visitor:
+            visitor.greet()
+            visitor.send(visitor.flight(site.client))
+            assert_served_by(sites, site, visitor.read_answer())
+        site.backend.forget()
+
+
 def legacy_hello(name: bytes) -> bytes:
     """A ClientHello of TLS 1.2 that names a server."""
     server_name = b"\0\0" + vector(2, vector(2, b"\0" + vector(2, name)))
@@ -268,3 +279,34 @@ def test_known_names_not_rejected(rejecting: TwoSites) -> None:
 def test_an_old_version_where_names_are_rejected(rejecting: TwoSites) -> None:
     """A listed name in a hello of TLS 1.2 is answered with protocol_version: the name is not what is wrong."""
     assert_alert_alone(rejecting.proxy, legacy_hello(b"a.example"), Tls13Client(), PROTOCOL_VERSION, "tls_version")
+
+
+# What else each site has for itself
+
+
+def test_rules_and_protocols(server_authority: Authority, tmp_path: Path) -> None:
+    """Fingerprints, names and ALPN are those of the site that was asked for, though both trust one CA."""
+    with build("a.example", server_authority) as a, build("b.example", server_authority) as b:
+        shared = replace(b, authority=a.authority)
+        other = a.authority.issue("other.example")
+        of_a, of_b = a.configuration(tmp_path), shared.configuration(tmp_path)
+        of_a["clients"]["fingerprints"] = [a.client.fingerprint]
+        of_b["clients"]["names"] = ["other.example"]
+        of_a["alpn"], of_b["alpn"] = ["http/1.1"], ["h2", "http/1.1"]
+        with Proxy({**ONE_WORKER, "sites": [of_a, of_b]}) as proxy:
+            for site, credentials, passes in (
+                (a, a.client, True),
+                (a, other, False),
+                (b, a.client, False),
+                (b, other, True),
+            ):
+                client = Tls13Client(server_name=site.name.encode(), alpn=[b"h2", b"http/1.1"])
+                with HostileClient(proxy.address, client) as visitor:
+                    visitor.greet()
+                    assert client.selected_alpn == (b"http/1.1" if site is a else b"h2")
+                    visitor.send(visitor.flight(credentials))
+                    answer = visitor.read_answer()
+                assert (answer.data == HELLO) == passes
+                reason = proxy.connection_record(visitor.port)["reason"]
+                assert reason == ("closed" if passes else "identity_not_allowed")
+        assert [1, 1] == [len(site.backend.connections) for site in (a, b)]

@@ -1,6 +1,6 @@
-"""`check` and the log at the start tell of ports through which visitors can walk around the gate.
+"""`check` and the log at the start tell of ways around the gate: open ports, and what the shared CA does not prove.
 
-In a network namespace of their own, where a port may be open to a world that consists of nobody.
+Ports are opened in a network namespace of their own, where the world consists of nobody.
 """
 
 import subprocess
@@ -60,6 +60,26 @@ def test_they_are_told(config: dict[str, Any], ports: list[int], expected: list[
     with Proxy(config, launcher=world) as proxy:
         started = [event["advice"] for event in proxy.events("advice", level="warning")]
         checked = run_command("check", "--config", proxy.config_path, launcher=world)
+    assert 0 == checked.exit_code
+    for told in (started, [line.removeprefix("advice: ") for line in checked.stdout.splitlines()]):
+        assert expected == [one[: len(start)] for one, start in zip(told, expected, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, ["sites[0].clients.ca: Cloudflare's shared CA proves only that a visitor came through Cloudflare"]),
+        ({"hosts": ["example.com"]}, []),
+        ({"hosts": ["example.com"], "clients": {"names": ["*.cloudflare.com"]}}, ["sites[0].clients: all Cloudflare"]),
+    ],
+    ids=["any name", "hosts", "a rule on the shared certificate"],
+)
+def test_what_the_shared_ca_does_not_prove(site: dict[str, Any], changed: dict[str, Any], expected: list[str]) -> None:
+    """Where nothing but Cloudflare's own CA is asked for, `check` and the start say what that leaves open."""
+    lax = {key: value for key, value in site.items() if key != "clients"}
+    with Proxy({**ONE_WORKER, "sites": [{**lax, **changed}]}) as proxy:
+        started = [event["advice"] for event in proxy.events("advice", level="warning")]
+        checked = run_command("check", "--config", proxy.config_path)
     assert 0 == checked.exit_code
     for told in (started, [line.removeprefix("advice: ") for line in checked.stdout.splitlines()]):
         assert expected == [one[: len(start)] for one, start in zip(told, expected, strict=True)]
