@@ -165,11 +165,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _look_into(settings: Settings) -> tuple[list[Problem], list[Problem]]:
     """What is wrong with the files that settings name, and what is worth knowing of them."""
-    from aop_proxy import snapshot, tls  # here, since the parent of `run` is to stay free of them
+    from aop_proxy import snapshot, tls, transparency  # here, since the parent of `run` is to stay free of them
 
     bundle, problems = files.read_what_can_be_read(settings)
     problems += _user_problems(settings.user)
-    advice: list[Problem] = [*exposure.advise(settings)]
+    problems += transparency.problems(settings)
+    advice: list[Problem] = [*exposure.advise(settings), *transparency.routes(settings)]
     try:
         built = snapshot.build(bundle, 1, tls.open_key_log(settings))
     except ConfigurationError as error:

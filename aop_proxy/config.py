@@ -124,7 +124,7 @@ def _upstream(entry: UpstreamPart) -> model.Upstream:
     if entry.url.tls:
         key = entry.private_key or entry.certificate
         tls = model.UpstreamTls(entry.ca, entry.server_name, entry.certificate, key)
-    return replace(entry.url, tls=tls, proxy_protocol=entry.proxy_protocol)
+    return replace(entry.url, tls=tls, proxy_protocol=entry.proxy_protocol, transparent=entry.transparent)
 
 
 def _clients(clients: ClientsPart) -> model.Clients:

@@ -157,7 +157,9 @@ class Connection:
         first = await self._first_plaintext(outcome, site.dial)
         if first is None:
             return Reason.CLOSED
-        caller = Caller(normalise_host(self.record.sni), outcome.alpn, functools.partial(self._proxy_header, outcome))
+        caller = Caller(
+            normalise_host(self.record.sni), outcome.alpn, functools.partial(self._proxy_header, outcome), self._source
+        )
         dialled = await self._server.dialler.dial(backends, self._settings.timeouts.connect, caller)
         if isinstance(dialled, Reason):
             return await self._explain(outcome, dialled, first)

@@ -67,6 +67,8 @@ class Upstream:
     """None means: in clear."""
     proxy_protocol: Literal["v1", "v2", "v2-tls"] | None = None
     """The PROXY header that is sent first."""
+    transparent: bool = False
+    """Dial from the client's own address."""
 
 
 @dataclass(frozen=True, slots=True)

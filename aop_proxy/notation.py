@@ -96,6 +96,13 @@ def rate(text: str) -> float:
     return float(text)
 
 
+def switch(text: str) -> bool:
+    """`true` or `false`."""
+    if text not in ("true", "false"):
+        raise ValueError(f"{quoted(text)} is no answer: write `true` or `false`")
+    return text == "true"
+
+
 def user(text: str) -> str:
     """The name or number of a user of this system; whether it exists is not judged here."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?", text):

@@ -7,13 +7,16 @@ import ctypes
 import os
 import pwd
 import signal
+import struct
 import sys
 
 from aop_proxy.model import ConfigurationError, Problem
 
 NOBODY = 65534
 """The user and group of Linux that own nothing, whether or not this system has names for them."""
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 1, 4, 8
+_CAPABILITY_VERSION_3, _CAP_NET_ADMIN = 0x20080522, 12
+"""linux/capability.h."""
 
 
 def find_user(user: str) -> pwd.struct_passwd:
@@ -48,12 +51,31 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def drop_privileges(user: str | None) -> None:
-    """Become `user` for good, and readable by no other process of that user's (the secrets in our pipe above all)."""
+def drop_privileges(user: str | None, *, keeps_net_admin: bool = False) -> None:
+    """Become `user` for good, and readable by no other process of that user's (the secrets in our pipe above all).
+
+    `keeps_net_admin`: of all that root may do, CAP_NET_ADMIN stays, if it was there.
+    """
     if user is not None:
+        keeps_net_admin = keeps_net_admin and sys.platform == "linux"
+        if keeps_net_admin:
+            ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         become(user)
+        if keeps_net_admin:
+            _keep_net_admin_alone()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _keep_net_admin_alone() -> None:
+    """Capabilities are what is effective, permitted and inheritable, 32 of each in a word (capset(2)).
+
+    Where it was not there to be kept nothing is: whoever needs it will be told.
+    """
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    kept = 1 << _CAP_NET_ADMIN
+    if ctypes.CDLL(None).capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
+        ctypes.CDLL(None).capset(header, bytes(24))
 
 
 def keep_no_privileges(user: str | None) -> None:

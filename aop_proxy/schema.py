@@ -117,6 +117,7 @@ _User = Annotated[
     _text_or_number("a user's name or number", "^.+$", {"type": "integer", "minimum": 0}),
     Placeholder("USER"),
 ]
+_Switch = Annotated[bool, _written(notation.switch), WithJsonSchema({"type": "boolean"})]
 _Path = Annotated[str, PlainValidator(_absolute), _text("a path"), Placeholder("FILE")]
 _ClientCa = Annotated[str, _ca(CLOUDFLARE), _text("`cloudflare` or a path"), Placeholder("cloudflare|FILE")]
 _UpstreamCa = Annotated[str, _ca(SYSTEM), _text("`system` or a path"), Placeholder("system|FILE")]
@@ -229,11 +230,15 @@ class UpstreamPart(Shorthand):
     certificate: _Path | None = _key(None, description="The PEM file of the certificate shown to an https:// backend")
     private_key: _Path | None = _key(None, description="The PEM file of its key; left out: the certificate file")
 
+    transparent: _Switch = _key("false", description="Dial from the client's own address; it takes routes, see `check`")
+
     @model_validator(mode="after")
-    def _keys_of_tls(self) -> Self:
+    def _fits_the_url(self) -> Self:
         given = [key for key in ("ca", "server_name", "certificate", "private_key") if key in self.model_fields_set]
         if given and self.url.tls is None:
             raise ValueError(f"`{given[0]}` is for a backend that speaks TLS: write https://, or leave it out")
+        if self.transparent and self.url.path:
+            raise ValueError("`transparent` is for a backend behind an IP address: a unix socket sees no client's")
         if self.private_key and not self.certificate:
             raise ValueError("`private_key` is given without `certificate`: name the certificate that it belongs to")
         return self

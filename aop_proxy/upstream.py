@@ -26,10 +26,11 @@ from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
 from aop_proxy.records import CONTENT_TYPES, RECORD_HEADER
 from aop_proxy.tls_socket import TlsSocket
+from aop_proxy.transparency import speak_as
 from aop_proxy.upstream_tls import Backend, UpstreamSession, in_words
 
 TELL_EVERY = 10.0
-"""Seconds between two lines about one backend's TLS: clients decide how often it is dialled."""
+"""Seconds between two lines about what failed with one backend: clients decide how often it is dialled."""
 _BACKLOG_PAUSE = 0.01
 """Seconds until a unix socket whose backlog is full is tried again."""
 Note = Callable[[str, float, Reason | None], None]
@@ -51,6 +52,8 @@ class Caller(NamedTuple):
     """What was agreed with it in ALPN."""
     header: Callable[[Upstream], bytes] = lambda _: b""
     """The PROXY header that a backend is configured to get."""
+    source: Callable[[], tuple[str, int]] = lambda: ("0.0.0.0", 0)
+    """Where it came from, for backends that are dialled from there."""
 
 
 class Dialled(NamedTuple):
@@ -61,6 +64,10 @@ class Dialled(NamedTuple):
     upstream: Upstream
     preamble: bytes
     """The PROXY header, which goes in one piece with the first bytes; empty where dialling has sent it."""
+
+
+class _NotOurs(OSError):
+    """A client's address from which a backend cannot be dialled."""
 
 
 @dataclass(slots=True)
@@ -113,12 +120,14 @@ class Dialler:
         """The first address of one backend that answers, of those whose turn it is; None if none does."""
         url, began = backend.upstream.url, time.monotonic()
         tried_before = len(attempt.tried)
+        header = attempt.caller.header(backend.upstream)
+        source = attempt.caller.source()[0] if backend.upstream.transparent else None
         for address in await self._addresses(backend.upstream, attempt):
             place = _in_words(address)
             if not self._is_next(place, attempt):
                 continue
             try:
-                dialled = await self._reach(backend, address, attempt)
+                dialled = await self._reach(backend, address, attempt, header, source)
             except OSError as error:
                 self._fail(place, url, error, attempt)
             else:
@@ -140,7 +149,7 @@ class Dialler:
         is_timeout = isinstance(error, TimeoutError)
         attempt.failure = Reason.UPSTREAM_TIMEOUT if is_timeout else Reason.UPSTREAM_UNREACHABLE
         # What depends on the name that a client asked for, or on ourselves, says nothing about the backend.
-        if not isinstance(error, ssl.SSLError) and error.errno not in _OUR_OWN:
+        if not isinstance(error, ssl.SSLError | _NotOurs) and error.errno not in _OUR_OWN:
             self._health.failed(place, url, "no answer in time" if is_timeout else error.strerror or str(error))
 
     async def _addresses(self, upstream: Upstream, attempt: _Attempt) -> list[_Address]:
@@ -180,12 +189,15 @@ class Dialler:
         if not lookup.cancelled():
             lookup.exception()  # nobody may be waiting for it any more
 
-    async def _reach(self, backend: Backend, address: _Address, attempt: _Attempt) -> Dialled:
+    async def _reach(
+        self, backend: Backend, address: _Address, attempt: _Attempt, header: bytes, source: str | None
+    ) -> Dialled:
         """Connect, and shake hands with a backend that speaks TLS. Raises OSError, of which ssl.SSLError is one."""
         caller = attempt.caller
-        header = caller.header(backend.upstream)
         end = socket.socket(address[0], socket.SOCK_STREAM)
         try:
+            if source is not None:
+                self._speak_as(end, source, backend.upstream.url)
             code = _begin(end, *address)
             if code == 0 and backend.upstream.tls is None:
                 return Dialled(end, backend.upstream, header)  # what is near and in clear needs no timer
@@ -206,6 +218,16 @@ class Dialler:
             self._poller.forget(end.fileno())
             end.close()
             raise
+
+    def _speak_as(self, end: socket.socket, source: str, url: str) -> None:
+        try:
+            speak_as(end, source)
+        except OSError as error:
+            if self._may_tell(url):
+                self._log.event(
+                    "warning", "upstream_not_dialled", upstream=url, why=error.strerror, worker=self._worker
+                )
+            raise _NotOurs from error
 
     async def _connected(self, end: socket.socket, address: str | tuple[str, int], code: int) -> None:
         """Wait for a connect that is under way. Raises OSError if it comes to nothing."""
@@ -249,18 +271,22 @@ class Dialler:
 
     def _tell(self, upstream: Upstream, server_name: str, error: ssl.SSLError) -> None:
         """Say why a backend's TLS failed."""
+        if self._may_tell(upstream.url):
+            self._log.event(
+                "warning",
+                "upstream_tls_failed",
+                upstream=upstream.url,
+                server_name=server_name,
+                why=in_words(error),
+                worker=self._worker,
+            )
+
+    def _may_tell(self, url: str) -> bool:
         now = self._poller.loop.time()
-        if now < self._quiet_until.get(upstream.url, 0):
-            return
-        self._quiet_until[upstream.url] = now + TELL_EVERY
-        self._log.event(
-            "warning",
-            "upstream_tls_failed",
-            upstream=upstream.url,
-            server_name=server_name,
-            why=in_words(error),
-            worker=self._worker,
-        )
+        if now < self._quiet_until.get(url, 0):
+            return False
+        self._quiet_until[url] = now + TELL_EVERY
+        return True
 
 
 def _in_words(address: _Address) -> str:

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 
-from aop_proxy import snapshot
+from aop_proxy import snapshot, transparency
 from aop_proxy.channel import Channel, Commit, Ping, Prepare, Reply
 from aop_proxy.credentials import Findings
 from aop_proxy.endpoint import Listener
@@ -86,9 +86,12 @@ class Worker:
         findings = Findings(expired_is_problem=not command.is_replacement, known_keys=known_keys)
         try:
             if self._has_privileges:
-                drop_privileges(command.bundle.settings.user)
+                settings = command.bundle.settings
+                drop_privileges(settings.user, keeps_net_admin=transparency.is_wanted(settings))
                 self._has_privileges = False
-                self._key_log = open_key_log(command.bundle.settings)
+                self._key_log = open_key_log(settings)
+            if problems := transparency.problems(command.bundle.settings):
+                raise ConfigurationError(*problems)
             builder = snapshot.Builder(command.bundle, self._key_log, findings)
             for _ in builder.build_gates():
                 await asyncio.sleep(0)

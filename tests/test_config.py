@@ -96,6 +96,7 @@ def test_every_key() -> None:
                             certificate=f"{CONFIGURATIONS}/proxy.pem",
                             private_key=f"{CONFIGURATIONS}/keys/proxy.key",
                         ),
+                        transparent=True,
                     ),
                 ),
                 dial=Dial.EAGER,
@@ -230,6 +231,14 @@ def test_mistake_in_a_site(text: str, problem: str) -> None:
         (
             "upstream: {url: 'https://a', private_key: b}",
             "sites[0].upstream: `private_key` is given without `certificate`: name the certificate that it belongs to",
+        ),
+        (
+            "upstream: {url: 'http://a', transparent: yes}",
+            'sites[0].upstream.transparent: "yes" is no answer: write `true` or `false`',
+        ),
+        (
+            "upstream: {url: 'unix:/a', transparent: true}",
+            "sites[0].upstream: `transparent` is for a backend behind an IP address: a unix socket sees no client's",
         ),
         ("a: 1", "sites[0].upstream: is missing: give the backend, http[s]://HOST[:PORT] or unix:/path"),
     ],
