@@ -92,9 +92,10 @@ def _place(addresses: tuple[Listen, ...], given: socket.socket) -> int:
     if given.family == socket.AF_INET6 and not given.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
         raise ValueError("takes IPv4, too: give it BindIPv6Only=ipv6-only, and IPv4 a ListenStream= of its own")
     host, port = given.getsockname()[:2]
-    for place, address in enumerate(addresses):
-        if address.port in (port, 0) and host in (own[0] for _, own in _resolve(address)):
-            return place
+    for wanted in (port, 0):  # whoever wrote a port means it
+        for place, address in enumerate(addresses):
+            if address.port == wanted and host in (own[0] for _, own in _resolve(address)):
+                return place
     raise ValueError(
         f"is at {format_address((host, port))}, which is not in the list: add it here, or take it out there"
     )

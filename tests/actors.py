@@ -151,8 +151,10 @@ class Proxy:
         self.addresses: list[str] = []
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration file, or replace it before a reload."""
-        self.config_path.write_text(yaml.safe_dump({"listen": ["127.0.0.1:0"], **config}, sort_keys=False))
+        """Write the configuration file, or replace it before a reload: whole, since it may be watched."""
+        new = self.config_path.with_suffix(".new")
+        new.write_text(yaml.safe_dump({"listen": ["127.0.0.1:0"], **config}, sort_keys=False))
+        new.replace(self.config_path)
 
     @property
     def _words(self) -> list[str]:

@@ -213,6 +213,16 @@ def test_port_0_is_any_port() -> None:
             listener.socket.close()
 
 
+def test_an_exact_port_comes_first() -> None:
+    """Whether PROXY headers are taken is not left to an address for any port that stands before."""
+    with given("127.0.0.1") as (exact,):
+        with given("127.0.0.1") as (other,):
+            (own,) = adopted((LOOPBACK, address_of(exact)), exact, other)
+        assert [listener.place for listener in own] == [1, 0]
+        for listener in own:
+            listener.socket.close()
+
+
 def test_a_socket_that_is_not_listed() -> None:
     """It is named: nobody would know what to do with it."""
     with given("127.0.0.1", "127.0.0.1") as (listed, other):

@@ -456,7 +456,7 @@ def test_the_drain_deadline(config: Config, backend: RecordingBackend, client_cr
 
 def test_the_drain_delay(config: Config, client_credentials: CredentialFiles) -> None:
     """It says that it drains, and accepts on for so long; a reload changes nothing any more."""
-    with Proxy({**config, "timeouts": {"drain_delay": "500ms"}}) as proxy:
+    with Proxy({**config, "timeouts": {"drain_delay": "2s"}}) as proxy:
         proxy.terminate()
         proxy.wait_for("draining")
         proxy.signal(signal.SIGHUP)
