@@ -111,7 +111,7 @@ class Network:
     to_backend: Line
 
 
-def _connect(one: Host, other: Host, device: str, address: str, other_address: str) -> Line:
+def connect(one: Host, other: Host, device: str, address: str, other_address: str) -> Line:
     _run("ip", "link", "add", device, "netns", one.name, "type", "veth", "peer", device, "netns", other.name)
     for host, own in ((one, address), (other, other_address)):
         host.run("ip", "address", "add", f"{own}/30", "dev", device)
@@ -120,21 +120,27 @@ def _connect(one: Host, other: Host, device: str, address: str, other_address: s
 
 
 @contextlib.contextmanager
-def network() -> Iterator[Network]:
-    """Make it, and take it away; the test is skipped where that is not possible."""
+def hosts(*names: str) -> Iterator[list[Host]]:
+    """Make them, and take them away; the test is skipped where that is not possible."""
     for peer in ("ip", "nft"):
         require_peer(peer)
     if os.geteuid() != 0:
         pytest.skip("only root makes network namespaces")
     with contextlib.ExitStack() as stack:
-        hosts = []
-        for name in ("client", "proxy", "backend"):
+        made = []
+        for name in names:
             try:
-                hosts.append(Host(name))
+                made.append(Host(name))
             except subprocess.CalledProcessError as error:
                 pytest.skip(f"no network namespaces here: {error.stderr}")
-            stack.callback(hosts[-1].remove)
-        client, proxy, backend = hosts
-        to_client = _connect(proxy, client, "client", PROXY_TO_CLIENT, CLIENT)
-        to_backend = _connect(proxy, backend, "backend", PROXY_TO_BACKEND, BACKEND)
+            stack.callback(made[-1].remove)
+        yield made
+
+
+@contextlib.contextmanager
+def network() -> Iterator[Network]:
+    """The three, joined."""
+    with hosts("client", "proxy", "backend") as (client, proxy, backend):
+        to_client = connect(proxy, client, "client", PROXY_TO_CLIENT, CLIENT)
+        to_backend = connect(proxy, backend, "backend", PROXY_TO_BACKEND, BACKEND)
         yield Network(client, proxy, backend, to_client, to_backend)
