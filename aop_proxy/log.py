@@ -4,6 +4,7 @@ Every value is escaped and bounded, every line is one atomic write. Must not kno
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import stat
@@ -63,6 +64,11 @@ class Log:
         return f"{self._second_text}.{int((now - second) * 1000):03}Z"
 
 
+_PIPE_SIZE = 1024 * 1024
+"""Bytes, which is what everybody may ask for (fs.pipe-max-size): two thousand lines, where a pipe holds a hundred or so
+otherwise and many more connections may end at once."""
+
+
 def open_descriptor(standard_error: int = 2) -> int:
     """A descriptor for the log that goes where stderr goes and never blocks.
 
@@ -82,12 +88,15 @@ def open_descriptor(standard_error: int = 2) -> int:
         os.set_blocking(own, False)
         return own
     try:
-        return os.open(f"/dev/fd/{standard_error}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+        own = os.open(f"/dev/fd/{standard_error}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # somebody else's pipe: a sleeping reader must not stop us, though others may share the pipe
         own = os.dup(standard_error)
         if stat.S_ISFIFO(kind):
             os.set_blocking(own, False)
-        return own
+    if stat.S_ISFIFO(kind) and hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # this user's pipes hold as much as they may
+            fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+    return own
 
 
 def escape(text: str, limit: int) -> str:

@@ -226,6 +226,20 @@ def test_a_reader_that_sleeps_costs_lines_and_no_time() -> None:
         os.close(writer)
 
 
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="only Linux lets a pipe grow")
+def test_a_pipe_holds_what_comes_at_once() -> None:
+    """Two thousand connections that end at the same moment all have their line, before anybody has read one."""
+    reader, writer = os.pipe()
+    own = open_descriptor(writer)
+    log = Log(JSON, own)
+    for _ in range(2000):
+        log.event("info", "connection", why="a" * 350)
+    os.close(own)
+    os.close(writer)
+    with open(reader, "rb") as lines:
+        assert len(lines.readlines()) == 2000
+
+
 def test_a_reader_that_is_gone() -> None:
     """A broken pipe and a closed descriptor raise nothing."""
     reader, writer = os.pipe()
