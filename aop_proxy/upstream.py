@@ -16,18 +16,19 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from aop_proxy.endpoint import Endpoint, Stream, format_address, keep_alive
+from aop_proxy.endpoint import Endpoint, Stream, keep_alive
 from aop_proxy.health import Health
 from aop_proxy.log import Log
 from aop_proxy.model import Upstream
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
 from aop_proxy.records import CONTENT_TYPES, RECORD_HEADER
+from aop_proxy.resolver import Address, Resolver, in_words, known_address
 from aop_proxy.tls_socket import TlsSocket
 from aop_proxy.transparency import speak_as
-from aop_proxy.upstream_tls import Backend, UpstreamSession, in_words
+from aop_proxy.upstream_tls import Backend, UpstreamSession, why_failed
 
 TELL_EVERY = 10.0
 """Seconds between two lines about what failed with one backend: clients decide how often it is dialled."""
@@ -38,9 +39,6 @@ Note = Callable[[str, float, Reason | None], None]
 _UNDER_WAY = (errno.EALREADY, errno.EINPROGRESS, errno.EAGAIN)
 _OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 """Failures that no backend is to blame for."""
-_Address = tuple[socket.AddressFamily, str | tuple[str, int]]
-_Found = list[tuple[Any, ...]]
-"""What `getaddrinfo` gives."""
 
 
 class Caller(NamedTuple):
@@ -79,10 +77,11 @@ class _Attempt:
     tries_all: bool = False
     """Nobody answered of those that are not known to be down."""
     tried: set[str] = field(default_factory=set)
-    """Addresses, and names that were looked up."""
-    found: dict[str, list[_Address]] = field(default_factory=dict)
+    found: dict[str, list[Address]] = field(default_factory=dict)
     """What the names of upstreams were resolved to."""
+    failures: int = 0
     failure: Reason = Reason.UPSTREAM_UNREACHABLE
+    """The last one."""
 
 
 class Dialler:
@@ -99,7 +98,7 @@ class Dialler:
         self._worker = worker
         self._note = note
         self._health = Health(log, worker)
-        self._lookups: dict[tuple[str, int], asyncio.Future[_Found]] = {}
+        self._resolver = Resolver(poller.loop)
         self._quiet_until: dict[str, float] = {}
 
     async def dial(self, backends: tuple[Backend, ...], deadline: float, caller: Caller) -> Dialled | Reason:
@@ -119,11 +118,11 @@ class Dialler:
     async def _try(self, backend: Backend, attempt: _Attempt) -> Dialled | None:
         """The first address of one backend that answers, of those whose turn it is; None if none does."""
         url, began = backend.upstream.url, time.monotonic()
-        tried_before = len(attempt.tried)
+        failures_before = attempt.failures
         header = attempt.caller.header(backend.upstream)
         source = attempt.caller.source()[0] if backend.upstream.transparent else None
         for address in await self._addresses(backend.upstream, attempt):
-            place = _in_words(address)
+            place = in_words(address)
             if not self._is_next(place, attempt):
                 continue
             try:
@@ -134,7 +133,7 @@ class Dialler:
                 self._health.answered(place, url)
                 self._note(url, time.monotonic() - began, None)
                 return dialled
-        if len(attempt.tried) > tried_before:
+        if attempt.failures > failures_before:
             self._note(url, time.monotonic() - began, attempt.failure)
         return None
 
@@ -147,50 +146,31 @@ class Dialler:
 
     def _fail(self, place: str, url: str, error: OSError, attempt: _Attempt) -> None:
         is_timeout = isinstance(error, TimeoutError)
+        attempt.failures += 1
         attempt.failure = Reason.UPSTREAM_TIMEOUT if is_timeout else Reason.UPSTREAM_UNREACHABLE
         # What depends on the name that a client asked for, or on ourselves, says nothing about the backend.
         if not isinstance(error, ssl.SSLError | _NotOurs) and error.errno not in _OUR_OWN:
             self._health.failed(place, url, "no answer in time" if is_timeout else error.strerror or str(error))
 
-    async def _addresses(self, upstream: Upstream, attempt: _Attempt) -> list[_Address]:
+    async def _addresses(self, upstream: Upstream, attempt: _Attempt) -> list[Address]:
         """Every address of an upstream in the resolver's order; none if its name does not resolve."""
-        if upstream.path:
-            return [(socket.AF_UNIX, upstream.path)]
-        for family in (socket.AF_INET, socket.AF_INET6):
-            with contextlib.suppress(OSError):
-                socket.inet_pton(family, upstream.host)
-                return [(family, (upstream.host, upstream.port))]
+        if (known := known_address(upstream)) is not None:
+            return [known]
         if upstream.url not in attempt.found and (attempt.tries_all or self._health.is_worth_a_try(upstream.host)):
-            attempt.found[upstream.url] = await self._resolve(upstream, attempt)
+            attempt.found[upstream.url] = await self._look_up(upstream, attempt)
         return attempt.found.get(upstream.url, [])
 
-    async def _resolve(self, upstream: Upstream, attempt: _Attempt) -> list[_Address]:
-        attempt.tried.add(upstream.host)
+    async def _look_up(self, upstream: Upstream, attempt: _Attempt) -> list[Address]:
         try:
-            async with asyncio.timeout(attempt.deadline):
-                found = await asyncio.shield(self._look_up(upstream.host, upstream.port))
+            found = await self._resolver.addresses(upstream.host, upstream.port, attempt.deadline)
         except OSError as error:
             self._fail(upstream.host, upstream.url, error, attempt)
             return []
         self._health.answered(upstream.host, upstream.url)
-        return [(family, (str(address[0]), int(address[1]))) for family, _type, _protocol, _name, address in found]
-
-    def _look_up(self, host: str, port: int) -> "asyncio.Future[_Found]":
-        """Ask the resolver, or wait for what it was asked a moment ago: it holds a thread until it gives up."""
-        lookup = self._lookups.get((host, port))
-        if lookup is None:
-            asking = self._poller.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            lookup = self._lookups[host, port] = asyncio.ensure_future(asking)
-            lookup.add_done_callback(functools.partial(self._looked_up, (host, port)))
-        return lookup
-
-    def _looked_up(self, asked: tuple[str, int], lookup: "asyncio.Future[_Found]") -> None:
-        del self._lookups[asked]
-        if not lookup.cancelled():
-            lookup.exception()  # nobody may be waiting for it any more
+        return found
 
     async def _reach(
-        self, backend: Backend, address: _Address, attempt: _Attempt, header: bytes, source: str | None
+        self, backend: Backend, address: Address, attempt: _Attempt, header: bytes, source: str | None
     ) -> Dialled:
         """Connect, and shake hands with a backend that speaks TLS. Raises OSError, of which ssl.SSLError is one."""
         caller = attempt.caller
@@ -277,7 +257,7 @@ class Dialler:
                 "upstream_tls_failed",
                 upstream=upstream.url,
                 server_name=server_name,
-                why=in_words(error),
+                why=why_failed(error),
                 worker=self._worker,
             )
 
@@ -287,10 +267,6 @@ class Dialler:
             return False
         self._quiet_until[url] = now + TELL_EVERY
         return True
-
-
-def _in_words(address: _Address) -> str:
-    return address[1] if isinstance(address[1], str) else format_address(address[1])
 
 
 def _begin(end: socket.socket, family: socket.AddressFamily, address: str | tuple[str, int]) -> int:

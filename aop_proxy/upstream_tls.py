@@ -92,7 +92,7 @@ class UpstreamSession(Records):
         return True
 
 
-def in_words(error: ssl.SSLError) -> str:
+def why_failed(error: ssl.SSLError) -> str:
     """Why OpenSSL gave a session up, as it says it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message

@@ -21,7 +21,7 @@ ROOMS = {
     "decisions": "identity policy expiry pages proxy_protocol",
     "log": "log telemetry histogram counters",
     "OpenSSL": "credentials farewell records tls upstream_tls snapshot",
-    "one connection": "poller endpoint relay tls_socket health transparency upstream connection",
+    "one connection": "poller endpoint relay tls_socket health resolver transparency upstream connection",
     "many connections": "processors service_manager watch privileges occupancy listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
     "what is shown": "metrics summary status_page admin",
     "people": "zone_certificates visit judgement probe report status demo cli __main__",

@@ -19,7 +19,9 @@ from aop_proxy.credentials import (
     Findings,
     KeyPair,
     fingerprint,
+    read_anchors,
     read_authorities,
+    read_client_credentials,
     read_revocation_lists,
     read_server_credentials,
 )
@@ -204,6 +206,50 @@ def test_a_good_pair(ca: Authority, key: KeyType, tmp_path: Path) -> None:
     assert found is not None
     assert openssl_loads(found, tmp_path / "pem")
     assert (found.chain, findings) == ([server.certificate], Findings())
+
+
+# Towards backends
+
+
+def test_anchors_may_be_of_any_kind(ca: Authority, server: Credentials) -> None:
+    """A CA, Cloudflare's for origins too, or the backend's own certificate."""
+    origin_ca = (PUBLIC / "cloudflare_origin_ca_ecc_root.pem").read_bytes()
+    findings = Findings()
+    read = read_anchors(CA, ca.pem + server.certificate_pem + origin_ca, findings)
+    assert ([ca.certificate, server.certificate], findings.problems) == (read[:2], [])
+    assert 3 == len(read)
+
+
+def test_an_anchor_that_has_expired() -> None:
+    """It would refuse every backend, and is a problem at the start."""
+    findings = Findings()
+    assert [] == read_anchors(CA, Authority("Old CA", validity=(-2 * DAY, -DAY)).pem, findings)
+    assert ["expired" in problem.sentence for problem in findings.problems] == [True]
+
+
+def client_credentials(certificate: bytes, private_key: bytes) -> tuple[KeyPair | None, list[str]]:
+    findings = Findings()
+    read = read_client_credentials((CERTIFICATE, certificate), (KEY, private_key), findings)
+    return read, [f"{problem.path}: {problem.sentence}" for problem in findings.problems]
+
+
+@pytest.mark.parametrize("purposes", [[], [CLIENT_AUTH], [SERVER_AUTH, CLIENT_AUTH]])
+def test_what_may_be_shown_to_backends(ca: Authority, purposes: list[x509.ObjectIdentifier]) -> None:
+    """Whatever is not for servers alone."""
+    client = ca.issue("proxy.example", purposes=purposes)
+    read, problems = client_credentials(client.certificate_pem, client.private_pem)
+    assert (read is not None, problems) == (True, [])
+
+
+def test_what_may_not_be_shown_to_backends(ca: Authority, server: Credentials) -> None:
+    """A server's certificate, and one whose key is locked, since there is no place for its password."""
+    read, problems = client_credentials(server.certificate_pem, server.private_pem)
+    assert (read, len(problems)) == (None, 1)
+    assert problems[0].startswith(f"{CERTIFICATE}: this is a server certificate")
+    client = ca.issue("proxy.example")
+    assert client.key is not None
+    read, problems = client_credentials(client.certificate_pem, key_pem(client.key, PASSWORD))
+    assert (read, problems) == (None, [f"{KEY}: this private key is encrypted: write it without a password"])
 
 
 def test_an_rsa_key_is_dear(ca: Authority) -> None:

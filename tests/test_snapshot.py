@@ -18,7 +18,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from actors import client_context
 from aop_proxy import snapshot
 from aop_proxy.credentials import Findings
-from aop_proxy.model import CLOUDFLARE, Bundle, Clients, ConfigurationError, Listen, Problem, Settings, Site, Upstream
+from aop_proxy.model import (
+    CLOUDFLARE,
+    SYSTEM,
+    Bundle,
+    Clients,
+    ConfigurationError,
+    Listen,
+    Problem,
+    Settings,
+    Site,
+    Upstream,
+    UpstreamTls,
+)
 from aop_proxy.policy import Rules
 from aop_proxy.reasons import Reason
 from aop_proxy.snapshot import Snapshot
@@ -386,6 +398,32 @@ def test_everything_that_ends_is_noted(files: dict[str, bytes], ca: Authority, s
     ]
     (until,) = [expiry.not_after for expiry in built.expiries if "CRL" in expiry.subject]
     assert x509.load_pem_x509_crl(soon).next_update_utc == until
+
+
+def to_backends(*tls: UpstreamTls) -> tuple[Upstream, ...]:
+    return tuple(Upstream("https://app:443", "app", 443, tls=one) for one in tls)
+
+
+def test_sites_share_what_they_need_for_backends(files: dict[str, bytes], key_log: KeyLog) -> None:
+    """One context for all with the same trust, whatever name each wants; others for others."""
+    files = {**files, SYSTEM: files["other-ca"]}
+    one, same = UpstreamTls("ca", "a.example"), UpstreamTls("ca", "b.example")
+    sites = [
+        site(hosts=(f"{number}.example",), upstream=to_backends(*tls))
+        for number, tls in enumerate([(one, same), (same,), (UpstreamTls(),)])
+    ]
+    built = snapshot.build(bundle(files, *sites), 1, key_log)
+    contexts = [backend.contexts["http/1.1"] for gate in built.gates for backend in gate.backends]
+    assert [contexts[0]] * 3 == contexts[:3]
+    assert contexts[3] is not contexts[0]
+    assert [["http/1.1"]] * 4 == [list(backend.contexts) for gate in built.gates for backend in gate.backends]
+
+
+def test_problems_of_backends(files: dict[str, bytes]) -> None:
+    """Each at its key, once however many protocols are spoken."""
+    pair = UpstreamTls("server.key", None, "server.pem", "server.key")
+    found = problems(bundle(files, site(alpn=("h2", "http/1.1"), upstream=to_backends(pair))))
+    assert ["sites[0].upstream[0].ca", "sites[0].upstream[0].certificate"] == [problem.path for problem in found]
 
 
 def test_sites_are_built_one_by_one(files: dict[str, bytes], key_log: KeyLog) -> None:

@@ -275,6 +275,15 @@ def test_who_failed_is_skipped(dialler: Phone, refusing: Upstream, silent: Upstr
         dialler.connect(refusing, silent)[0].close()
 
 
+def test_what_was_not_tried_is_not_told(dialler: Phone, refusing: Upstream, backend: Upstream) -> None:
+    """A backend that was skipped has not failed another time, whether its address is known or has to be looked up."""
+    named = tcp("localhost", refusing.port)
+    dialler.connect(refusing, named, backend)[0].close()
+    dialler.told.clear()
+    dialler.connect(refusing, named, backend)[0].close()
+    assert [(backend.url, None)] == dialler.told
+
+
 def test_going_down_is_told_once(dialler: Phone, refusing: Upstream, tmp_path: Path) -> None:
     """With the address and the kernel's or the resolver's reason."""
     for _ in range(3):

@@ -9,7 +9,7 @@ import pytest
 
 from aop_proxy import upstream_tls
 from aop_proxy.model import Upstream, UpstreamTls
-from aop_proxy.upstream_tls import Backend, UpstreamSession, in_words, upstream_context
+from aop_proxy.upstream_tls import Backend, UpstreamSession, upstream_context, why_failed
 from certificates import CLIENT_AUTH, DAY, Authority, CredentialFiles, Credentials
 from tls_backend import backend_context
 
@@ -43,7 +43,7 @@ def meet(session: UpstreamSession, context: ssl.SSLContext) -> ssl.SSLObject:
 def failure(session: UpstreamSession, context: ssl.SSLContext) -> str:
     with pytest.raises(ssl.SSLError) as caught:
         meet(session, context)
-    return in_words(caught.value)
+    return why_failed(caught.value)
 
 
 def files_of(credentials: Credentials, directory: Path) -> CredentialFiles:
