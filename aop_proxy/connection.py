@@ -279,6 +279,8 @@ class Connection:
         if not self._server.admit(self):
             return Reason.TOO_MANY_CONNECTIONS
         self.record.would_refuse = refusal
+        if refusal is None and accepted.certificate is not None:
+            self._server.counters.shown(self._gate.name, read_identity(accepted.certificate).not_after)
         return None
 
     def _judge(self, accepted: Accepted) -> Reason | None:

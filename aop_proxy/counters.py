@@ -6,6 +6,7 @@ several workers add up without anybody knowing what is counted. Must not know wh
 
 import time
 from collections import Counter, deque
+from datetime import datetime
 from typing import Any
 
 from aop_proxy.histogram import Histogram
@@ -20,8 +21,8 @@ MAX_TEXT = 128
 _TOLD = (Verdict.REFUSED, Verdict.WOULD_REFUSE)
 
 Report = dict[str, Any]
-"""`totals` (family -> labels -> number), `seen` (word and upstream -> Unix time), `open` (state -> number),
-`generation`, `refusals`."""
+"""`totals` (family -> labels -> number), `seen` (word and upstream -> Unix time), `shown` (site -> when a client was
+last let in there, and when its certificate ends, in Unix time), `open` (state -> number), `generation`, `refusals`."""
 
 
 class _Dials:
@@ -48,6 +49,7 @@ class Counters:
         self._bytes_from_client = 0
         self._bytes_from_upstream = 0
         self._dials: dict[str, _Dials] = {}
+        self._shown: dict[str, tuple[float, float]] = {}
         self._refused: deque[tuple[float, ConnectionRecord]] = deque(maxlen=LATEST_REFUSALS if tells_refusals else 0)
 
     def end(self, record: ConnectionRecord) -> None:
@@ -60,6 +62,10 @@ class Counters:
         self._bytes_from_upstream += record.bytes_from_upstream
         if record.verdict in _TOLD:
             self._refused.append((time.time(), record))
+
+    def shown(self, site: str, not_after: datetime) -> None:
+        """A client was let in at a site by a certificate that ends then."""
+        self._shown[site] = time.time(), not_after.timestamp()
 
     def dialled(self, url: str, seconds: float, failure: Reason | None) -> None:
         """Count one dial of an upstream."""
@@ -94,6 +100,7 @@ class Counters:
         return {
             "totals": totals,
             "seen": {f"{word} {url}": when for url, one in dials for word, when in one.seen.items()},
+            "shown": self._shown,
             "open": open_now,
             "generation": generation,
             "refusals": refusals,

@@ -62,6 +62,7 @@ class Ledger:
         self._gone: _Totals = {}
         """Of workers that are no more."""
         self._seen: dict[str, float] = {}
+        self._shown: dict[str, tuple[float, float]] = {}
         self._refusals: deque[dict[str, Any]] = deque(maxlen=REFUSALS)
         self._minute = monotonic() // 60
         self._history = deque([_NOTHING] * MINUTES, maxlen=MINUTES)
@@ -104,6 +105,9 @@ class Ledger:
         try:
             totals = {str(family)[:_MAX_TEXT]: _numbers(labels) for family, labels in report["totals"].items()}
             open_now, seen = _numbers(report["open"]), _numbers(report["seen"])
+            shown = {
+                str(site)[:_MAX_TEXT]: (float(when), float(ends)) for site, (when, ends) in report["shown"].items()
+            }
             generation = int(report["generation"])
             refusals = [_refusal(one) for one in report["refusals"][:REFUSALS]]
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -112,6 +116,9 @@ class Ledger:
         for words, when in seen.items():
             if words in self._seen or len(self._seen) < _MAX_LABELS:
                 self._seen[words] = max(when, self._seen.get(words, 0.0))
+        for site, news in shown.items():
+            if site in self._shown or len(self._shown) < _MAX_LABELS:
+                self._shown[site] = max(news, self._shown.get(site, news))  # the latest, of all workers
         self._refusals.extend(refusals)
 
     def _count(self) -> None:
@@ -145,6 +152,7 @@ class Ledger:
         fresh = self._monotonic() - FRESH
         serving = [one for one in self._workers if one.heard is not None and one.heard >= fresh]
         reasons = ["draining"] * self._is_draining + ["no worker serves"] * (not serving)
+        names = [site.name for site in self._settings.sites]
         upstreams = dict.fromkeys(upstream.url for site in self._settings.sites for upstream in site.upstream)
         return {
             "version": aop_proxy.__version__,
@@ -171,6 +179,7 @@ class Ledger:
             "totals": self._totals(),
             "upstreams": list(upstreams),
             "seen": self._seen,
+            "client_ends": {name: self._shown[name][1] for name in names if name in self._shown},
             "expiries": [
                 {"path": one.path, "subject": one.subject, "not_after": one.not_after.timestamp()}
                 for one in self._expiries

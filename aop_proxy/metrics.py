@@ -100,6 +100,14 @@ class _Collector(Collector):
             kind = path.rpartition(".")[2].partition("[")[0]
             left.add_metric([kind, path, subject], ends - self._state["time"])
         yield left
+        clients = GaugeMetricFamily(
+            "aop_proxy_client_certificate_expiry_seconds",
+            "Seconds until the certificate expires by which a client was last let in",
+            labels=["site"],
+        )
+        for site, ends in self._state["client_ends"].items():
+            clients.add_metric([site], ends - self._state["time"])
+        yield clients
 
     def _program(self) -> Iterator[Metric]:
         state = self._state

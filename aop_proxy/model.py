@@ -85,6 +85,11 @@ class Site:
     clients: Clients = field(default_factory=Clients)
     dial: Dial = Dial.FIRST_BYTE
 
+    @property
+    def name(self) -> str:
+        """What logs and metrics call the site: its first host, or `*`."""
+        return self.hosts[0] if self.hosts else "*"
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:

@@ -36,7 +36,6 @@ class Gate:
 
     site: Site
     name: str
-    """What the log calls the site: its first host, or `*`."""
     context: ssl.SSLContext
     rules: Rules
     backends: tuple[Backend, ...]
@@ -142,7 +141,7 @@ class Builder:
             why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
             self._findings.problem(f"{path}.certificate", f"OpenSSL cannot load this certificate and key ({why})")
             return None
-        return Gate(site, site.hosts[0] if site.hosts else "*", context, Rules.of(site.clients), backends)
+        return Gate(site, site.name, context, Rules.of(site.clients), backends)
 
     def _authorities(self, path: str, clients: Clients, *, note: bool = False) -> list[x509.Certificate]:
         found: list[x509.Certificate] = []

@@ -16,7 +16,8 @@ EVERYTHING = ("health", "metrics", "status")
 @pytest.fixture
 def state() -> dict[str, Any]:
     ledger = Ledger(Settings((), ()))
-    ledger.report(ledger.worker_started(1, 11), {"totals": {}, "open": {}, "seen": {}, "generation": 1, "refusals": []})
+    nothing = {"totals": {}, "open": {}, "seen": {}, "shown": {}, "generation": 1, "refusals": []}
+    ledger.report(ledger.worker_started(1, 11), nothing)
     return ledger.state()
 
 

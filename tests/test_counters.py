@@ -1,7 +1,9 @@
 """What a worker counts, and what of it a report tells."""
 
 import json
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -39,6 +41,7 @@ def test_nothing_yet(counters: Counters) -> None:
             "dial_seconds": {},
         },
         "seen": {},
+        "shown": {},
         "open": {"accepted": 0},
         "generation": 3,
         "refusals": [],
@@ -75,6 +78,19 @@ def test_dials(counters: Counters) -> None:
     assert report["totals"]["dials"] == expected
     assert report["totals"]["dial_seconds"] == {f"0 {URL}": 1, f"3 {URL}": 1, f"seconds {URL}": 0.0033}
     assert list(report["seen"]) == [f"connected {URL}", f"failed {URL}"]
+
+
+def test_the_certificate_shown_last(counters: Counters) -> None:
+    """By site: when it was, and when it ends, whatever was shown before."""
+    for year in (2040, 2030):
+        counters.shown("a.example", datetime(year, 1, 1, tzinfo=UTC))
+    counters.shown("*", datetime(2050, 1, 1, tzinfo=UTC))
+    shown = told(counters)["shown"]
+    assert {site: datetime.fromtimestamp(ends, UTC).year for site, (_, ends) in shown.items()} == {
+        "a.example": 2030,
+        "*": 2050,
+    }
+    assert all(abs(time.time() - when) < 60 for when, _ in shown.values())
 
 
 def test_refusals_are_told_once_and_only_the_latest(counters: Counters) -> None:

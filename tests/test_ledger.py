@@ -36,7 +36,8 @@ def ledger(clock: Clock) -> Ledger:
 
 def report(refused: int = 0, *, admitted: int = 0, down: int = 0, **more: Any) -> dict[str, Any]:
     totals = {"connections": {"refused expired": refused}, "admitted": {"": admitted}, "bytes": {"from_upstream": down}}
-    return {"totals": totals, "open": {"accepted": 1}, "seen": {}, "generation": 1, "refusals": [], **more}
+    common = {"open": {"accepted": 1}, "seen": {}, "shown": {}, "generation": 1, "refusals": []}
+    return {"totals": totals, **common, **more}
 
 
 def state(ledger: Ledger) -> dict[str, Any]:
@@ -117,6 +118,15 @@ def test_upstreams_are_those_of_the_configuration(ledger: Ledger) -> None:
         ledger.report(worker, report(seen={"failed http://a:1": when}))
     assert state(ledger)["upstreams"] == ["http://a:1", "http://b:1"]
     assert state(ledger)["seen"] == {"failed http://a:1": 7.0}
+
+
+def test_the_certificates_shown_last(ledger: Ledger) -> None:
+    """The latest of all workers counts, for the sites of the configuration alone."""
+    first, second = ledger.worker_started(1, 11), ledger.worker_started(2, 12)
+    ledger.report(first, report(shown={"*": [7.0, 300.0], "gone.example": [7.0, 1.0]}))
+    ledger.report(second, report(shown={"*": [8.0, 200.0]}))
+    ledger.report(first, report(shown={"*": [7.0, 300.0]}))
+    assert state(ledger)["client_ends"] == {"*": 200.0}
 
 
 def test_the_latest_refusals(ledger: Ledger) -> None:

@@ -41,6 +41,7 @@ def state() -> dict[str, Any]:
         record.reason = reason
         counters.end(record)
     counters.admitted = 7
+    counters.shown("*", ends)
     counters.handshakes.observe(0.003)
     counters.handshakes.observe(30)
     counters.dialled(UPSTREAMS[1], 0.003, None)
@@ -107,6 +108,7 @@ def test_expiries(samples: list[Sample]) -> None:
     found = [one for one in samples if one.name == "aop_proxy_expiry_seconds"]
     assert [one.labels["kind"] for one in found] == ["certificate", "ca", "crl"]
     assert [-60 < one.value <= 0 for one in found] == [True] * 3
+    assert -60 < value(samples, "aop_proxy_client_certificate_expiry_seconds", site="*") <= 0
 
 
 def test_every_reason_is_there_from_the_start(samples: list[Sample]) -> None:

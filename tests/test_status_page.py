@@ -27,7 +27,7 @@ def quiet() -> dict[str, Any]:
     return {
         "version": "1.2.3", "time": now, "started": now - 5, "ready": True, "not_ready": [], "enforcement": "enforce",
         "generation": 1, "reloads": {"good": 0, "failed": 0}, "reload_problems": [], "restarts": 0, "workers": [],
-        "totals": {}, "upstreams": [], "seen": {}, "expiries": [], "refusals": [],
+        "totals": {}, "upstreams": [], "seen": {}, "client_ends": {}, "expiries": [], "refusals": [],
         "history": [dict(nothing) for _ in range(MINUTES)],
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import HELLO, ONE_WORKER, Proxy, ask, client_context, run_command
+from admin import admin_address, status_when
 from certificates import DAY, Authority, CredentialFiles
 
 SOON = (-DAY, 10 * DAY)
@@ -61,3 +62,21 @@ def test_what_the_client_shows(
         answer = ask(proxy.address, client_context(shown))
         assert (answer.data == HELLO) == (shown is not None)
         assert expected == proxy.wait_for("connection").get("certificate_days_left")
+
+
+def days_left(status: Any) -> int:
+    """Of the certificate by which a client was last let in, as `/status.json` has it."""
+    ends: float = status["client_ends"].get("*", 0.0)
+    return round((ends - float(status["time"])) / 86400)
+
+
+def test_what_the_client_shows_is_measured(
+    site: dict[str, Any], authority: Authority, client_credentials: CredentialFiles, tmp_path: Path
+) -> None:
+    """For each site the end of the certificate by which a client was last let in is told; a stranger changes nothing."""
+    ending = authority.issue("ending.example", validity=(-DAY, 3 * DAY)).write(tmp_path, "ending")
+    with Proxy({**ONE_WORKER, "admin": "127.0.0.1:0", "sites": [site]}) as proxy:
+        address = admin_address(proxy)
+        for shown, days in ((client_credentials, 90), (ending, 3), (None, 3)):
+            ask(proxy.address, client_context(shown))
+            status_when(address, lambda status, days=days: days == days_left(status))  # type: ignore[misc]
