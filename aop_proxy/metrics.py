@@ -115,6 +115,8 @@ class _Collector(Collector):
         for result, count in state["reloads"].items():
             reloads.add_metric([result], count)
         yield reloads
+        is_good = not state["reload_problems"]
+        yield GaugeMetricFamily("aop_proxy_last_reload_good", "0 once a reload has failed, until one is good", is_good)
         yield GaugeMetricFamily("aop_proxy_generation", "Generation of the configuration, from 1", state["generation"])
         serving = sum(worker["serves"] for worker in state["workers"])
         yield GaugeMetricFamily("aop_proxy_workers", "Workers that serve", serving)

@@ -84,6 +84,7 @@ def test_numbers_of_all_workers(samples: list[Sample]) -> None:
     assert value(samples, "aop_proxy_generation") == 2
     assert value(samples, "aop_proxy_reloads_total", result="failed") == 1
     assert value(samples, "aop_proxy_reloads_total", result="good") == 1
+    assert value(samples, "aop_proxy_last_reload_good") == 0
     assert value(samples, "aop_proxy_enforcing") == 0
     assert value(samples, "aop_proxy_ready") == 1
     assert value(samples, "aop_proxy_workers") == 2
