@@ -79,6 +79,7 @@ class Admin:
             "content-length": str(len(answer.body)),
             "cache-control": "no-store",
             "x-content-type-options": "nosniff",
+            "cross-origin-resource-policy": "same-origin",
             **answer.headers,
         }
         head = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -135,14 +136,15 @@ def _tell_of_a_bug() -> None:
 
 
 class _BriefConnection(H11Protocol):
-    """A connection that ends by itself, whatever its peer does."""
+    """A connection that ends by itself, and makes room when there are many: who asks is answered at once."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-        else:
-            self.loop.call_later(LONGEST_CONNECTION, transport.abort)
+        self.since = self.loop.time()
+        self.loop.call_later(LONGEST_CONNECTION, transport.abort)
+        others = [one for one in self.connections if isinstance(one, _BriefConnection) and one is not self]
+        if len(others) >= MAX_CONNECTIONS:
+            min(others, key=lambda one: one.since).transport.abort()
 
 
 class _Server(uvicorn.Server):

@@ -43,6 +43,7 @@ class AdminChild:
         self._ledger = ledger
         self._socket = _bind(admin, user)
         self._process: Process | None = None
+        self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -84,7 +85,10 @@ class AdminChild:
     async def _listen_to(self, worker: Account, reports: asyncio.StreamReader) -> None:
         try:
             async for line in reports:
+                is_first = worker.heard is None
                 self._ledger.report(worker, json.loads(line))
+                if is_first:  # a worker that serves is news
+                    self._news.set()
         except (ValueError, RecursionError) as error:  # whoever wrote this is no worker of ours any more
             self._log.event("error", "report_unreadable", worker=worker.number, error=str(error))
         finally:
@@ -125,7 +129,9 @@ class AdminChild:
             while True:
                 child.write(json.dumps(self._ledger.state()).encode() + b"\n")
                 await child.drain()
-                await asyncio.sleep(TELL_EVERY)
+                self._news.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), TELL_EVERY)
 
     async def _heed(self, child: asyncio.StreamReader) -> None:
         """Hear that the child is ready, and of the bugs that it meets."""

@@ -119,11 +119,14 @@ def bind_path(path: str, user: str | None) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
         _remove_if_left_behind(path)
-        listener.bind(path)
-        os.chmod(path, SOCKET_MODE)  # before `listen` nobody can connect
+        before = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
         if user is not None and os.geteuid() == 0:
             entry = find_user(user)
-            os.chown(path, entry.pw_uid, entry.pw_gid)
+            os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
     except OSError as error:
         listener.close()
         raise BindError(f"cannot listen on unix:{path}: {error.strerror}") from error

@@ -44,7 +44,6 @@ HEADERS = {
     ),
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
 }
 
 _Child = Element | str | None

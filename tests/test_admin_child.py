@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pwd
+import select
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ import pytest
 
 from actors import ONE_WORKER, PATIENCE, Proxy, RecordingBackend, ask, client_context, run_command
 from admin import admin_address, status_when, total, visit
+from aop_proxy.admin import MAX_CONNECTIONS
 from aop_proxy.workers import ExitCode
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -111,6 +113,7 @@ def test_a_unix_socket(config: Config, tmp_path: Path) -> None:
         entry, daemon = path.stat(), pwd.getpwnam("daemon")
         assert stat.S_IMODE(entry.st_mode) == 0o660
         assert (entry.st_uid, entry.st_gid) == (daemon.pw_uid, daemon.pw_gid)
+        status_when(address, lambda status: status["ready"])
         assert visit(address, "/readyz").body == b"ready\n"
         proxy.terminate()
         assert proxy.exit_code == ExitCode.DRAINED
@@ -172,10 +175,10 @@ def test_the_parent_dies(config: Config) -> None:
         proxy.kill()
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
-            with contextlib.closing(os.fdopen(descriptor)):
-                import select
-
+            try:
                 assert select.select([descriptor], [], [], PATIENCE)[0]
+            finally:
+                os.close(descriptor)
         with pytest.raises(ConnectionRefusedError):
             visit(address, "/healthz")
     finally:
@@ -183,18 +186,16 @@ def test_the_parent_dies(config: Config) -> None:
 
 
 def test_too_many_visitors(config: Config) -> None:
-    """Past a bound they are closed; who goes makes room."""
-    from aop_proxy.admin import MAX_CONNECTIONS
-
+    """Past a bound the oldest makes room: those who hold connections keep nobody out."""
     with Proxy(config) as proxy, contextlib.ExitStack() as stack:
-        host, _, port = admin_address(proxy).rpartition(":")
-        silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(MAX_CONNECTIONS)]
-        late = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE))
+        address = admin_address(proxy)
+        host, _, port = address.rpartition(":")
+        silent = [
+            stack.enter_context(socket.create_connection((host, int(port)), PATIENCE)) for _ in range(MAX_CONNECTIONS)
+        ]
+        assert visit(address, "/healthz").status == 200
         with contextlib.suppress(ConnectionResetError):
-            assert late.recv(1) == b""
-        for one in silent:
-            one.close()
-        status_when(f"{host}:{port}", lambda status: status["ready"])
+            assert silent[0].recv(1) == b""
 
 
 def test_told_to_end_while_it_starts(config: Config, backend: RecordingBackend) -> None:

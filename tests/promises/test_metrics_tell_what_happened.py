@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,6 +185,22 @@ def test_readiness_while_it_drains(
             assert visit(address, "/healthz").status == 200
 
 
+def test_readiness_while_it_still_serves(
+    site: Config, backend: RecordingBackend, client_credentials: CredentialFiles
+) -> None:
+    """During `drain_delay` it wants no new clients, and serves those that come."""
+    config = {**ONE_WORKER, "sites": [site], "admin": "127.0.0.1:0", "timeouts": {"drain_delay": "30s"}}
+    with Proxy(config) as proxy:
+        address = admin_address(proxy)
+        status_when(address, lambda status: status["ready"])
+        proxy.terminate()
+        status_when(address, lambda status: not status["ready"])
+        assert visit(address, "/readyz").body == b"not ready: draining\n"
+        assert ask(proxy.address, client_context(client_credentials)).data == HELLO
+        assert len(backend.connections) == 1
+        proxy.terminate()
+
+
 def test_observing_is_seen(site: Config, backend: RecordingBackend) -> None:
     """By readiness and by a metric; who would be refused is counted as such."""
     with Proxy({**ONE_WORKER, "sites": [site], "admin": "127.0.0.1:0", "enforcement": "observe"}) as proxy:
@@ -192,6 +209,7 @@ def test_observing_is_seen(site: Config, backend: RecordingBackend) -> None:
         assert len(backend.connections) == 1
         status = status_when(address, lambda status: total(status, "connections", "would_refuse no_certificate"))
         assert [one["verdict"] for one in status["refusals"]] == ["would_refuse"]
+        assert status["ready"]
         assert visit(address, "/readyz").body.startswith(b"ready, but it only observes")
         assert metrics(address)["aop_proxy_enforcing"] == 0
 
@@ -221,6 +239,8 @@ def test_only_what_is_asked_for(site: Config) -> None:
     admin = {"address": "127.0.0.1:0", "only": ["health", "metrics"]}
     with Proxy({**ONE_WORKER, "sites": [site], "admin": admin}) as proxy:
         address = admin_address(proxy)
+        while metrics(address)["aop_proxy_ready"] == 0:
+            time.sleep(0.05)
         paths = ("/healthz", "/readyz", "/metrics", "/status.json", "/")
         assert [visit(address, path).status for path in paths] == [200, 200, 200, 404, 404]
         for word, expected in (("0.0.0.0:9180", True), (admin, False), ("127.0.0.1:9180", False)):
