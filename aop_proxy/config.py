@@ -25,6 +25,7 @@ from aop_proxy.schema import (
     AdminPart,
     ClientsPart,
     ConfigurationPart,
+    HttpPart,
     ListenPart,
     SitePart,
     UpstreamPart,
@@ -116,6 +117,8 @@ def _site(site: SitePart) -> model.Site:
         alpn=tuple(site.alpn),
         clients=_clients(site.clients),
         dial=model.Dial(site.dial),
+        mode=model.Mode(site.mode),
+        http=model.Http(**{**dict(site.http), "fields": tuple(site.http.fields)}),
     )
 
 
@@ -184,6 +187,8 @@ def _between_keys(document: object, directory: str) -> Iterator[Problem]:
         sites = [(index, site) for index, site in _items(document, "sites") if isinstance(site, dict)]
         yield from _same_host_twice(sites)
         yield from _shared_upstreams(sites, directory)
+        for index, site in sites:
+            yield from _modes(f"sites[{index}]", site, directory)
 
 
 def _items(mapping: dict[str, object], key: str) -> list[tuple[int, object]]:
@@ -221,24 +226,56 @@ def _same_host_twice(sites: list[tuple[int, dict[str, object]]]) -> Iterator[Pro
                 yield Problem(path, f"{quoted(name)} is listed in {first[name]} already: keep one")
 
 
+def _modes(path: str, site: dict[str, object], directory: str) -> Iterator[Problem]:
+    """What has no meaning with a site's mode would be done by nobody."""
+    http = _if_right(HttpPart.model_validate, site.get("http", {}), context=directory)
+    if site.get("mode", "relay") == "relay":
+        if http is not None and http != HttpPart.model_validate({}, context=directory):
+            yield Problem(f"{path}.http", "has a meaning with `mode: http` only: write that too, or leave this out")
+        return
+    if http is not None and (http.secret_header is None) != (http.secret_file is None):
+        here, other = ("secret_header", "secret_file") if http.secret_file is None else ("secret_file", "secret_header")
+        yield Problem(f"{path}.http.{here}", f"has no meaning without `{other}`: give both, or neither")
+    if "h2" in as_list(site.get("alpn")):
+        yield Problem(f"{path}.alpn", "holds h2, and `mode: http` speaks HTTP/1.1: take it out, or write `mode: relay`")
+    if site.get("dial") == "eager":
+        yield Problem(f"{path}.dial", "is eager, and `mode: http` dials for requests: leave it out")
+    for entry in as_list(site.get("upstream")):
+        for key in ("proxy_protocol", "transparent"):
+            if isinstance(entry, dict) and entry.get(key) not in (None, False, "false"):
+                sentence = (
+                    f"has `{key}`, which tells of one client per connection, and with `mode: http` a connection"
+                    " serves many: leave it out, requests bear X-Forwarded-For"
+                )
+                yield Problem(f"{path}.upstream", sentence)
+
+
 def _shared_upstreams(sites: list[tuple[int, dict[str, object]]], directory: str) -> Iterator[Problem]:
-    """Bytes are relayed unread, so whoever one site lets in may send another site's Host header to a shared backend."""
-    first: dict[tuple[str, int, str], tuple[int, object]] = {}
+    """Whoever a site lets in may send another site's Host header to a shared backend, where bytes are relayed unread.
+
+    Between sites with `mode: http` nobody can: there every request's Host is that of the connection.
+    """
+    seen: dict[tuple[str, int, str], list[tuple[int, object, object]]] = {}
     for index, site in sites:
         clients = _if_right(ClientsPart.model_validate, site.get("clients", {}), context=directory)
         accepted = clients and {key: set(values) for key, values in clients}
+        mode = site.get("mode", "relay")
         for entry in as_list(site.get("upstream", [])):
             part = _if_right(UpstreamPart.model_validate, entry, context=directory)
             if not part or not accepted:
                 continue
             url = part.url
-            other, accepted_there = first.setdefault(_backend(url), (index, accepted))
-            if accepted != accepted_there:
-                sentence = (
-                    f"{url.url} is the backend of sites[{other}] too, which accepts other clients, so a Host header"
-                    " would walk past the stricter of the two: give both the same clients, or each its own backend"
-                )
-                yield Problem(f"sites[{index}].upstream", sentence)
+            others = seen.setdefault(_backend(url), [])
+            for other, mode_there, accepted_there in others:
+                if accepted != accepted_there and not mode == mode_there == "http":
+                    sentence = (
+                        f"{url.url} is the backend of sites[{other}] too, which accepts other clients, so a Host header"
+                        " would walk past the stricter of the two: give both the same clients, or each its own backend,"
+                        " or both `mode: http`, which holds every request to its site"
+                    )
+                    yield Problem(f"sites[{index}].upstream", sentence)
+                    break
+            others.append((index, mode, accepted))
 
 
 def _backend(upstream: model.Upstream) -> tuple[str, int, str]:

@@ -7,6 +7,7 @@ dial -> relay -> exactly one record. No byte of a client's reaches `dial` before
 import asyncio
 import contextlib
 import functools
+import math
 import random
 import re
 import socket
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING
 
 from aop_proxy import pages, proxy_protocol
 from aop_proxy.endpoint import MORE_FOLLOWS, Endpoint, format_address
+from aop_proxy.exchange import Exchange, Terms, Upgraded
 from aop_proxy.farewell import seal_farewell
+from aop_proxy.fields import Introduction
 from aop_proxy.identity import UnreadableCertificate, read_identity
-from aop_proxy.model import Dial, Upstream
-from aop_proxy.policy import OVERLOOKED, normalise_host
-from aop_proxy.reasons import Reason
+from aop_proxy.model import Dial, Mode, Upstream
+from aop_proxy.policy import OVERLOOKED, is_host_of, normalise_host
+from aop_proxy.reasons import Reason, Verdict
 from aop_proxy.relay import MAX_WORDLESS, Relay
 from aop_proxy.snapshot import Gate, Snapshot
 from aop_proxy.telemetry import ConnectionRecord
@@ -64,7 +67,7 @@ class Connection:
     """One client's connection."""
 
     __slots__ = (
-        "_allowance", "_client", "_gate", "_has_begun", "_is_proxied", "_loop", "_proxied", "_relay",
+        "_allowance", "_client", "_exchange", "_gate", "_has_begun", "_is_proxied", "_loop", "_proxied", "_relay",
         "_server", "_settings", "_snapshot", "_task", "deadline", "ended_by_us", "record", "stage", "waiting_since",
     )  # fmt: skip
 
@@ -76,6 +79,7 @@ class Connection:
         self._client = Endpoint(client, server.poller)
         self._loop = server.loop
         self._relay: Relay | None = None
+        self._exchange: Exchange | None = None
         self._gate: Gate = self._snapshot.gates[0]
         self.deadline: float | None = self._loop.time() + self._settings.timeouts.handshake
         """When the server is to end the handshake, from the first byte to the last, or the leave-taking; None between
@@ -117,11 +121,22 @@ class Connection:
         self.ended_by_us = reason
         if self._relay is not None:
             self._relay.stop(reason)
-        elif self._has_begun:  # a task that is cancelled before it begins never does: no record, no close
+            return
+        if self._exchange is not None:
+            self._exchange.say_goodbye()
+        if self._has_begun:  # a task that is cancelled before it begins never does: no record, no close
             self._task.cancel()
 
+    def is_late(self, now: float) -> bool:
+        """Whether what is waited for has not come in time."""
+        deadline = self.deadline if self._exchange is None else self._exchange.deadline
+        return deadline is not None and now >= deadline
+
     def give_up(self) -> None:
-        """End a client that took too long over its handshake, or over taking leave."""
+        """End what took too long: a handshake, the taking of leave, or the waiting for one message."""
+        if self._exchange is not None:
+            self._exchange.expire()
+            return
         silent = Reason.CLIENT_SILENT if self.stage is Stage.SILENT else Reason.HANDSHAKE_TIMEOUT
         self.end(self.ended_by_us or silent)
 
@@ -131,18 +146,23 @@ class Connection:
 
     def idle_since(self) -> float | None:
         """When the client, accepted and with nothing owed to it, was last heard or spoken to; None while it is busy."""
+        if self._exchange is not None:
+            return None if self._exchange.idle_since is None else -math.inf  # nobody is in the middle of anything
         if self._relay is None:
             return self.waiting_since
         return self._relay.active_at if self._relay.upstream_spoke_last and not self._relay.owes else None
 
     def active_at(self) -> float | None:
         """When anything last moved, once the client's bytes are forwarded."""
+        if self._exchange is not None:
+            return self._exchange.active_at
         return self._relay.active_at if self._relay is not None else self.waiting_since
 
     def bytes_so_far(self) -> tuple[int, int]:
         """From the client and from the upstream, while the connection lives."""
-        moved = self._relay or self.record
-        return moved.bytes_from_client, moved.bytes_from_upstream
+        up, down = self.record.bytes_from_client, self.record.bytes_from_upstream
+        relay = self._relay
+        return (up, down) if relay is None else (up + relay.bytes_from_client, down + relay.bytes_from_upstream)
 
     async def _walk(self) -> Reason:
         outcome = await self._arrive()
@@ -153,23 +173,30 @@ class Connection:
         if refusal is not None:
             return await self._explain(outcome, refusal, outcome.behind)
         site, backends = self._gate.site, self._gate.backends
+        terms = self._terms(outcome) if site.mode is Mode.HTTP else None
         del self._gate, self._snapshot  # contexts that a reload has replaced live no longer than their handshakes
         first = await self._first_plaintext(outcome, site.dial)
         if first is None:
             return Reason.CLOSED
-        caller = Caller(
-            normalise_host(self.record.sni), outcome.alpn, functools.partial(self._proxy_header, outcome), self._source
-        )
-        dialled = await self._server.dialler.dial(backends, self._settings.timeouts.connect, caller)
-        if isinstance(dialled, Reason):
-            return await self._explain(outcome, dialled, first)
+        if terms is not None:
+            reached = await self._exchange_messages(outcome.session, terms, first)
+            if isinstance(reached, Reason):
+                return reached
+            dialled, first = reached
+        else:
+            header = functools.partial(self._proxy_header, outcome)
+            caller = Caller(normalise_host(self.record.sni), outcome.alpn, header, self._source)
+            answer = await self._server.dialler.dial(backends, self._settings.timeouts.connect, caller)
+            if isinstance(answer, Reason):
+                return await self._explain(outcome, answer, first)
+            dialled = answer
         upstream = dialled.stream
         self.record.upstream = dialled.upstream.url
         relay = Relay(self._server.poller, self._server.buffers, outcome.session, self._client.socket, upstream)
         try:
             relay.start(first, dialled.preamble)
             # Some of it is large, and the connection may live for days.
-            del outcome, first, backends, caller, dialled
+            del outcome, first, backends, dialled, terms
             await self._forward(relay)
         finally:
             self._server.poller.forget(upstream.fileno())
@@ -326,6 +353,36 @@ class Connection:
         finally:
             self.waiting_since = None
 
+    def _terms(self, accepted: Accepted) -> Terms:
+        """What requests are held to, and what the backend is told of the client with each."""
+        site, (address, _) = self._gate.site, self._source()
+        place = next(index for index, gate in enumerate(self._snapshot.gates) if gate is self._gate)
+        is_verified = accepted.certificate is not None and self.record.would_refuse is None
+        certificate = accepted.certificate if is_verified else None
+        return Terms(
+            site=site,
+            secret=self._gate.secret,
+            backends=self._gate.backends,
+            caller=Caller(normalise_host(self.record.sni), "http/1.1"),
+            generation=self._snapshot.generation,
+            introduction=Introduction(site.http.fields, address, certificate, self.record.would_refuse),
+            is_host=functools.partial(is_host_of, self.record.sni, self._snapshot.hosts, place),
+            is_verified=is_verified,
+            connect=self._settings.timeouts.connect,
+        )
+
+    async def _exchange_messages(self, session: TlsSession, terms: Terms, first: bytes) -> Reason | Upgraded:
+        """Serve requests until the connection ends, or becomes one that is to be relayed."""
+        self._exchange = Exchange(self._server, self._client.socket, session, terms, self.record)
+        try:
+            outcome = await self._exchange.serve(first)
+        finally:
+            self._exchange = None
+        if isinstance(outcome, Upgraded) or outcome.verdict is Verdict.FAILED:
+            return outcome
+        session.close_notify()
+        return await self._last_words(session.take_output(), outcome)
+
     def _proxy_header(self, accepted: Accepted, upstream: Upstream) -> bytes:
         """The PROXY header that an upstream is configured to get; empty for most."""
         if upstream.proxy_protocol is None:
@@ -354,8 +411,8 @@ class Connection:
     async def _forward(self, relay: Relay) -> None:
         self._relay = relay
         await relay.finished
-        self.record.bytes_from_client = relay.bytes_from_client
-        self.record.bytes_from_upstream = relay.bytes_from_upstream
+        self.record.bytes_from_client += relay.bytes_from_client
+        self.record.bytes_from_upstream += relay.bytes_from_upstream
         self._relay = None
 
     async def _turn_away(self, refused: Refused) -> Reason:

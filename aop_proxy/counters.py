@@ -11,8 +11,8 @@ from typing import Any
 
 from aop_proxy.histogram import Histogram
 from aop_proxy.log import escape
-from aop_proxy.reasons import Reason, Verdict
-from aop_proxy.telemetry import ConnectionRecord
+from aop_proxy.reasons import Fault, Reason, Verdict
+from aop_proxy.telemetry import ConnectionRecord, RequestRecord
 
 LATEST_REFUSALS = 10
 """Refusals that one report tells in full; a page shows no more, and a scan must not make reports long."""
@@ -46,6 +46,9 @@ class Counters:
         self._ends = dict.fromkeys(Reason, 0)
         self._overlooked = Counter[Reason]()
         """Forwarded while we only observe, by the reason for which they would have been refused."""
+        self._requests = Counter[str]()
+        """By the class of their status."""
+        self._faults = Counter[Fault]()
         self._bytes_from_client = 0
         self._bytes_from_upstream = 0
         self._dials: dict[str, _Dials] = {}
@@ -66,6 +69,13 @@ class Counters:
     def shown(self, site: str, not_after: datetime) -> None:
         """A client was let in at a site by a certificate that ends then."""
         self._shown[site] = time.time(), not_after.timestamp()
+
+    def end_request(self, record: RequestRecord) -> None:
+        """Count a request whose record is complete."""
+        if record.status:
+            self._requests[f"{record.status // 100}xx"] += 1
+        if record.fault is not None:
+            self._faults[record.fault] += 1
 
     def dialled(self, url: str, seconds: float, failure: Reason | None) -> None:
         """Count one dial of an upstream."""
@@ -91,6 +101,8 @@ class Counters:
                 "from_client": self._bytes_from_client + sum(up for up, _ in moving),
                 "from_upstream": self._bytes_from_upstream + sum(down for _, down in moving),
             },
+            "requests": dict(self._requests),
+            "faults": {fault.value: count for fault, count in self._faults.items()},
             "handshakes": self.handshakes.totals(),
             "dials": {f"{word} {url}": count for url, one in dials for word, count in one.results.items()},
             "dial_seconds": {words: count for url, one in dials for words, count in one.took.totals(url).items()},

@@ -78,6 +78,8 @@ def named_files(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"{at}.private_key", site.private_key
         if site.private_key_password_file is not None:
             yield f"{at}.private_key_password_file", site.private_key_password_file
+        if site.http.secret_file is not None:
+            yield f"{at}.http.secret_file", site.http.secret_file
         for number, path in enumerate(site.clients.ca):
             yield f"{at}.clients.ca[{number}]", path
         for number, path in enumerate(site.clients.crl):

@@ -13,8 +13,9 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from aop_proxy.histogram import BUCKETS
 from aop_proxy.ledger import State
-from aop_proxy.reasons import Reason
+from aop_proxy.reasons import Fault, Reason
 
+_STATUS_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _DIALS = ("connected", Reason.UPSTREAM_UNREACHABLE.value, Reason.UPSTREAM_TIMEOUT.value)
 _Labels = Mapping[str, float]
 
@@ -39,6 +40,7 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._connections()
+        yield from self._requests()
         yield from self._upstreams()
         yield from self._expiries()
         yield from self._program()
@@ -70,6 +72,19 @@ class _Collector(Collector):
         for direction in ("from_client", "from_upstream"):
             moved.add_metric([direction], self._total("bytes").get(direction, 0))
         yield moved
+
+    def _requests(self) -> Iterator[Metric]:
+        """Of sites with `mode: http`; the others' are not read."""
+        answered = CounterMetricFamily("aop_proxy_requests", "Requests, by the class of the status", labels=["status"])
+        for status in _STATUS_CLASSES:
+            answered.add_metric([status], self._total("requests").get(status, 0))
+        yield answered
+        faults = CounterMetricFamily(
+            "aop_proxy_request_faults", "Requests that did not get a whole answer of the backend's", labels=["fault"]
+        )
+        for fault in Fault:
+            faults.add_metric([fault], self._total("faults").get(fault, 0))
+        yield faults
 
     def _upstreams(self) -> Iterator[Metric]:
         urls: list[str] = self._state["upstreams"]

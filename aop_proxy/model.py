@@ -22,6 +22,15 @@ class Dial(StrEnum):
     EAGER = "eager"
 
 
+class Mode(StrEnum):
+    """What passes between client and backend."""
+
+    RELAY = "relay"
+    """Bytes, unread."""
+    HTTP = "http"
+    """HTTP/1.1 messages, parsed and written anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listen:
     """One address to listen on. IPv6 sockets are V6ONLY; port 0 lets the kernel choose."""
@@ -72,6 +81,23 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class Http:
+    """What `mode: http` does with requests."""
+
+    fields: tuple[str, ...] = ("x-forwarded", "x-client", "client-cert")
+    """Groups of fields that tell the backend who came."""
+    host: str | None = None
+    """The Host that the backend gets; None keeps the client's."""
+    health_path: str | None = None
+    secret_header: str | None = None
+    secret_file: str | None = None
+    """One accepted value a line."""
+    buffer_requests: int | None = None
+    """Bytes of a body that is read whole before the backend gets it; None streams."""
+    response_timeout: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A set of host names with one certificate, one set of accepted clients and one backend."""
 
@@ -84,6 +110,8 @@ class Site:
     alpn: tuple[str, ...] = ("http/1.1",)
     clients: Clients = field(default_factory=Clients)
     dial: Dial = Dial.FIRST_BYTE
+    mode: Mode = Mode.RELAY
+    http: Http = field(default_factory=Http)
 
     @property
     def name(self) -> str:

@@ -158,6 +158,32 @@ def _is_address(name: str) -> bool:
     return True
 
 
+def host_field(text: str) -> str:
+    """What stands in a Host field: a name or an address, with a port or without."""
+    match = _ENDPOINT.fullmatch(text)
+    if not match or match["name"] == "":
+        raise ValueError(f"{quoted(text)} is no Host: write a host name, with a port or without")
+    address = _address_or_name(match)
+    if match["port"] is not None:
+        _port(match["port"], smallest=1)
+    port = f":{match['port']}" if match["port"] else ""
+    return (f"[{address}]" if ":" in address else address) + port
+
+
+def url_path(text: str) -> str:
+    """The path of a URL, as a request has it."""
+    if not re.fullmatch(r"/[!\"$->@-~]*", text):
+        raise ValueError(f"{quoted(text)} is no path of a URL: write it as in `/healthz`, without a query")
+    return text
+
+
+def field_name(text: str) -> str:
+    """The name of an HTTP field that is nobody's yet."""
+    if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*", text) or len(text) > 64:
+        raise ValueError(f"{quoted(text)} is no name of a header: write letters, digits and hyphens")
+    return text
+
+
 def identity_name(text: str) -> str:
     """A DNS name or wildcard (lower case), a URI, or a common name as it stands."""
     if not text.strip() or not text.isprintable():

@@ -1,18 +1,20 @@
-"""`Reason` -> the complete bytes of the reply a client sees. Must not know how the reason came about.
+"""`Reason` or `Fault` -> the complete bytes of the reply a client sees. Must not know how the reason came about.
 
 Sentences are NGINX's for the same cases, since every guide quotes them. A page holds the connection's reference and
 nothing else that differs between connections: nothing of the client's, no version, no secret. Each is shorter than 480
 bytes, so that sealed it is one record that clients with a small max_fragment_length (RFC 8449, RFC 6066) can read.
 """
 
-from aop_proxy.reasons import Reason
+from aop_proxy.reasons import Fault, Reason
 
 REFERENCE_LENGTH = 8
 _PLACE = b"{reference}"
 
 _BAD_CERTIFICATE = (400, "Bad Request", "The SSL certificate error")
 _BAD_GATEWAY = (502, "Bad Gateway", "The server behind this one cannot be reached")
-_SENTENCES: dict[Reason, tuple[int, str, str]] = {
+_MISDIRECTED = (421, "Misdirected Request", "This server does not answer for that name")
+_Sentence = tuple[int, str, str]
+_SENTENCES: dict[Reason, _Sentence] = {
     Reason.NO_CERTIFICATE: (400, "Bad Request", "No required SSL certificate was sent"),
     Reason.UNKNOWN_CA: _BAD_CERTIFICATE,
     Reason.SELF_SIGNED: _BAD_CERTIFICATE,
@@ -26,10 +28,21 @@ _SENTENCES: dict[Reason, tuple[int, str, str]] = {
     Reason.BAD_CERTIFICATE: _BAD_CERTIFICATE,
     Reason.IDENTITY_NOT_ALLOWED: (400, "Bad Request", "The SSL certificate is not allowed here"),
     Reason.PLAIN_HTTP: (400, "Bad Request", "The plain HTTP request was sent to HTTPS port"),
-    Reason.UNKNOWN_HOST: (421, "Misdirected Request", "This server does not answer for that name"),
+    Reason.UNKNOWN_HOST: _MISDIRECTED,
     Reason.UPSTREAM_UNREACHABLE: _BAD_GATEWAY,
     Reason.UPSTREAM_TIMEOUT: _BAD_GATEWAY,
     Reason.TOO_MANY_CONNECTIONS: (503, "Service Unavailable", "Too many connections"),
+}
+_FAULT_SENTENCES: dict[Fault, _Sentence] = {
+    Fault.BAD_REQUEST: (400, "Bad Request", "The request is not valid HTTP"),
+    Fault.SECRET_MISSING: (400, "Bad Request", "The request did not come the right way"),
+    Fault.BODY_TOO_LARGE: (413, "Content Too Large", "The request is too large"),
+    Fault.WRONG_HOST: _MISDIRECTED,
+    Fault.HEAD_TOO_LARGE: (431, "Request Header Fields Too Large", "The header of the request is too large"),
+    Fault.UPSTREAM_UNREACHABLE: _BAD_GATEWAY,
+    Fault.BAD_RESPONSE: (502, "Bad Gateway", "The server behind this one gave no valid answer"),
+    Fault.NO_ROOM: (503, "Service Unavailable", "The server cannot take the request now"),
+    Fault.UPSTREAM_TIMEOUT: (504, "Gateway Timeout", "The server behind this one did not answer in time"),
 }
 
 
@@ -91,6 +104,7 @@ _DATA, _HEADERS, _GOAWAY = 0, 1, 7
 _END_STREAM, _END_HEADERS = 1, 4
 _SETTINGS = bytes.fromhex("000000 04 00 00000000")
 _HTTP1_PAGES = {reason: _http1(*sentence) for reason, sentence in _SENTENCES.items()}
+_FAULT_PAGES = {fault: _http1(*sentence) for fault, sentence in _FAULT_SENTENCES.items()}
 _HTTP2_PAGES = {reason: _http2(*sentence) for reason, sentence in _SENTENCES.items()}
 _HTTP2_UNASKED_PAGES = {reason: _http2_unasked(*sentence) for reason, sentence in _SENTENCES.items()}
 
@@ -102,3 +116,14 @@ def page(reason: Reason, reference: str, alpn: str | None = None, *, asked: bool
     """
     pages = _HTTP1_PAGES if alpn != "h2" else _HTTP2_PAGES if asked else _HTTP2_UNASKED_PAGES
     return pages[reason].replace(_PLACE, reference.encode("ascii"))
+
+
+def fault_page(fault: Fault, reference: str, *, head_only: bool = False) -> bytes:
+    """Compose the reply to one HTTP/1.1 request, after which the connection is closed; only its head for HEAD."""
+    whole = _FAULT_PAGES[fault].replace(_PLACE, reference.encode("ascii"))
+    return whole[: whole.index(b"\r\n\r\n") + 4] if head_only else whole
+
+
+def fault_status(fault: Fault) -> int:
+    """The status of a fault's page."""
+    return _FAULT_SENTENCES[fault][0]

@@ -55,6 +55,15 @@ class HostTable:
         return self._for_any_name
 
 
+def is_host_of(server_name: str | None, hosts: HostTable, site: int, host: str) -> bool:
+    """Whether a request for `host` may come on a connection that was opened for `server_name`, and so for a site.
+
+    It must be the same name; where none was sent, one of that site.
+    """
+    opened = normalise_host(server_name)
+    return normalise_host(host) == opened if opened is not None else hosts.find(host) == site
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What a site asks of a verified certificate beyond its CA. Each rule that is not empty must be met."""

@@ -62,3 +62,18 @@ class Reason(StrEnum):
     UPSTREAM_RESET = "upstream_reset", Verdict.FAILED
     CLIENT_SILENT = "client_silent", Verdict.FAILED
     INTERNAL_ERROR = "internal_error", Verdict.FAILED
+
+
+class Fault(StrEnum):
+    """Why a request, where requests are read, did not get the backend's whole answer: a page instead, but for `cut`."""
+
+    BAD_REQUEST = "bad_request"
+    SECRET_MISSING = "secret_missing"  # noqa: S105 - a word for the log
+    BODY_TOO_LARGE = "body_too_large"
+    WRONG_HOST = "wrong_host"
+    HEAD_TOO_LARGE = "head_too_large"
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"
+    BAD_RESPONSE = "bad_response"
+    NO_ROOM = "no_room"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    CUT = "cut"

@@ -96,6 +96,16 @@ _HandshakeBytes = Annotated[
     ),
     Placeholder("SIZE"),
 ]
+_BodySize = Annotated[
+    int,
+    _written(notation.size(1024, 1024 * 1024 * 1024)),
+    _text_or_number(
+        "`1MiB`, `64KiB` or a number of bytes",
+        "^[0-9]+(KiB|MiB)?$",
+        {"type": "integer", "minimum": 1024, "maximum": 1024 * 1024 * 1024, "description": "bytes"},
+    ),
+    Placeholder("SIZE"),
+]
 _Rate = Annotated[
     float,
     _written(notation.rate),
@@ -150,6 +160,11 @@ _Url = Annotated[
     _text("`http://127.0.0.1:8000`, `https://app.example.com` or `unix:/run/app.sock`"),
     Placeholder("URL"),
 ]
+_HostField = Annotated[
+    str, _written(notation.host_field), _text("`app.internal` or `app.internal:8080`"), Placeholder("HOST")
+]
+_UrlPath = Annotated[str, _written(notation.url_path), _text("`/healthz`"), Placeholder("/PATH")]
+_FieldName = Annotated[str, _written(notation.field_name), _text("`X-Origin-Secret`"), Placeholder("NAME")]
 
 
 def _key(default: object = PydanticUndefined, *, description: str, **more: Any) -> Any:
@@ -257,6 +272,24 @@ class ClientsPart(Part):
     names: list[_Name] = _key([], description="Accepted names: DNS or URI SAN, or common name; *. is a wildcard")
 
 
+class HttpPart(Part):
+    """What `mode: http` does with requests."""
+
+    fields: list[Literal["x-forwarded", "x-client", "client-cert", "forwarded"]] = _key(
+        ["x-forwarded", "x-client", "client-cert"], description="Fields that tell the backend who came"
+    )
+    host: _HostField | None = _key(None, description="The Host that the backend gets; left out: the client's")
+    health_path: _UrlPath | None = _key(
+        None, description="A path answered by the proxy itself, with 200 or 503; never forwarded"
+    )
+    secret_header: _FieldName | None = _key(None, description="A header that every request must bear; removed")
+    secret_file: _Path | None = _key(None, description="The file with the right value of that header, or one a line")
+    buffer_requests: _BodySize | None = _key(
+        None, description="Read request bodies whole before the backend gets them, up to this size; left out: stream"
+    )
+    response_timeout: _Duration = _key("2m", description="For the backend to begin its response")
+
+
 class SitePart(Part):
     """A set of host names with one certificate, one set of accepted clients and one backend."""
 
@@ -285,6 +318,10 @@ class SitePart(Part):
     dial: Literal["first_byte", "eager"] = _key(
         "first_byte", description="When to dial the backend; eager is for backends that speak first"
     )
+    mode: Literal["relay", "http"] = _key(
+        "relay", description="What passes: bytes, unread, or HTTP/1.1 messages, parsed and written anew"
+    )
+    http: HttpPart = _key({}, description="What mode http does with requests")
 
 
 class TimeoutsPart(Part):

@@ -21,11 +21,12 @@ from aop_proxy.endpoint import Listener, format_address
 from aop_proxy.log import Log
 from aop_proxy.model import Limits
 from aop_proxy.poller import make_poller
+from aop_proxy.pool import Pool
 from aop_proxy.quotas import Addresses, Turns
 from aop_proxy.reasons import Reason
 from aop_proxy.relay import Buffers
 from aop_proxy.snapshot import Snapshot
-from aop_proxy.telemetry import SUPPRESSED_EVERY, ConnectionLog
+from aop_proxy.telemetry import SUPPRESSED_EVERY, ConnectionLog, RequestRecord
 from aop_proxy.upstream import Dialler
 
 ACCEPTS_PER_TURN = 64
@@ -76,6 +77,8 @@ class Server:
         self.dialler = Dialler(self.poller, self.buffers.ciphertext, log, number, self.counters.dialled)
         self.turns = Turns(loop, _AUTO_HANDSHAKES_PER_TURN)
         self.addresses = Addresses()
+        self.pool = Pool(self.poller, self.buffers)
+        self.is_draining = False
         loop.set_exception_handler(self._tell_of_a_bug)
         self._listeners: list[Listener] = []
         self._strangers: dict[Stage, dict[Connection, None]] = {stage: {} for stage in Stage}
@@ -130,6 +133,11 @@ class Server:
         self._admitted.add(connection)
         self.counters.admitted += 1
         return True
+
+    def note_request(self, record: RequestRecord) -> None:
+        """A request of somebody's has ended: its record is complete."""
+        self.counters.end_request(record)
+        self._records.write_request(record)
 
     def forget(self, connection: Connection) -> None:
         """`connection` has ended: its record is complete."""
@@ -220,10 +228,11 @@ class Server:
             if active_at is not None and now - active_at >= idle:
                 connection.end(Reason.IDLE_TIMEOUT)
         for connection in self._everybody():
-            if connection.deadline is not None and now >= connection.deadline:
+            if connection.is_late(now):
                 connection.give_up()
         if self._retiring:
             self._retire(now)
+        self.pool.sweep()
         if now >= self._next_suppressed:
             self._next_suppressed = now + SUPPRESSED_EVERY
             self._records.write_suppressed()
@@ -243,6 +252,7 @@ class Server:
 
     async def drain(self) -> int:
         """Stop accepting and wait for the connections to end; how many had to be cut at the deadline."""
+        self.is_draining = True
         for listener in self._listeners:
             self._accept(listener, EVERYBODY)  # who is in the queue by now has been promised a connection
             self.poller.forget(listener.socket.fileno())
@@ -284,4 +294,5 @@ class Server:
             for connection in self._everybody():
                 connection.end(connection.ended_by_us or reason)
             await asyncio.sleep(0.01)
+        self.pool.close()
         self._records.write_suppressed()

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from aop_proxy import credentials, tls
 from aop_proxy.credentials import Findings
 from aop_proxy.expiry import Expiry
+from aop_proxy.fields import Kind, Secret, learn
 from aop_proxy.model import (
     CLOUDFLARE,
     SYSTEM,
@@ -39,6 +40,8 @@ class Gate:
     context: ssl.SSLContext
     rules: Rules
     backends: tuple[Backend, ...]
+    secret: Secret | None
+    """What every request must bear, where requests are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class Builder:
             self._backend(f"{path}.upstream[{index}]", upstream, site.alpn)
             for index, upstream in enumerate(site.upstream)
         )
+        secret = self._secret(f"{path}.http.secret_file", site)
         self._advise(path, site)
         if server is None or not authorities:
             return None
@@ -141,7 +145,7 @@ class Builder:
             why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
             self._findings.problem(f"{path}.certificate", f"OpenSSL cannot load this certificate and key ({why})")
             return None
-        return Gate(site, site.name, context, Rules.of(site.clients), backends)
+        return Gate(site, site.name, context, Rules.of(site.clients), backends, secret)
 
     def _authorities(self, path: str, clients: Clients, *, note: bool = False) -> list[x509.Certificate]:
         found: list[x509.Certificate] = []
@@ -260,6 +264,22 @@ class Builder:
         if key_pair is not None:
             self._note_expiries(f"{path}.certificate", key_pair.chain)
         return key_pair
+
+    def _secret(self, path: str, site: Site) -> Secret | None:
+        name, file = site.http.secret_header, site.http.secret_file
+        if name is None or file is None or file not in self._files:
+            return None
+        if learn(name.encode("ascii")).kind is not Kind.PASSES:
+            self._findings.problem(
+                path.replace("file", "header"),
+                f"{name} is a header that the proxy itself removes or writes: take another",
+            )
+        values = [value for line in self._files[file].splitlines() if (value := line.strip())]
+        if not values or not all(value.isascii() and value.decode("ascii").isprintable() for value in values):
+            self._findings.problem(
+                path, "this file holds no secret: write one of printable ASCII, or several, one a line"
+            )
+        return Secret(name, values)
 
     def _advise(self, path: str, site: Site) -> None:
         shared = CLOUDFLARE in site.clients.ca

@@ -1,4 +1,4 @@
-"""One record per connection -> one log line. Every name that such a line can hold stands in this file.
+"""One record per connection, or request -> one log line. Every name that such a line can hold stands in this file.
 
 Lines of connections that were not simply accepted pass a token bucket, so that a scan does not fill a disk; what it
 held back is counted by reason. Must not know what it counts.
@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from aop_proxy.expiry import days_left, ends_soon
 from aop_proxy.identity import Identity, UnreadableCertificate, parse_identity, read_identity
 from aop_proxy.log import Log, Value
-from aop_proxy.reasons import Reason, Verdict
+from aop_proxy.reasons import Fault, Reason, Verdict
 
 SUPPRESSED_EVERY = 10.0
 """Seconds between the lines that say how many were held back."""
+_LONGEST_PATH = 512
+"""Bytes of a path that are looked at; the log keeps fewer."""
 _REASON_LEVELS = {
     Reason.CLIENT_SILENT: "debug",
     Reason.UPSTREAM_UNREACHABLE: "warning",
@@ -97,8 +99,46 @@ class ConnectionRecord:
             return None
 
 
+@dataclass(slots=True)
+class RequestRecord:
+    """What there is to say about one request, where requests are read."""
+
+    connection: ConnectionRecord
+    started: float = 0.0
+    """Monotonic seconds at which its head was there; 0 before that."""
+    answered: float | None = None
+    """When the response's head was."""
+    method: bytes = b""
+    path: bytes = b""
+    status: int = 0
+    fault: Fault | None = None
+    bytes_from_client: int = 0
+    bytes_from_upstream: int = 0
+
+    def note_status(self, status: int, now: float) -> None:
+        """The response begins now, or has begun."""
+        if not self.status:
+            self.status, self.answered = status, now
+
+    def fields(self, now: float, worker: int) -> dict[str, Value]:
+        """The record as a line's fields."""
+        return {
+            "method": self.method.decode("ascii") or None,
+            "path": self.path[:_LONGEST_PATH].decode("ascii") or None,
+            "status": self.status or None,
+            "fault": self.fault,
+            "site": self.connection.site,
+            "bytes_from_client": self.bytes_from_client,
+            "bytes_from_upstream": self.bytes_from_upstream,
+            "answered_ms": None if self.answered is None else round((self.answered - self.started) * 1000, 1),
+            "duration_ms": round((now - self.started) * 1000, 1),
+            "reference": self.connection.reference,
+            "worker": worker,
+        }
+
+
 class ConnectionLog:
-    """The lines of one worker's connections."""
+    """The lines of one worker's connections and their requests."""
 
     def __init__(self, log: Log, worker: int, rate: float, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Write to `log`; at most `rate` lines a second are of connections that were not accepted."""
@@ -119,6 +159,11 @@ class ConnectionLog:
             self._suppressed[record.would_refuse or record.reason] += 1
             return
         self._log.event(level, "connection", **record.fields(now, self._worker))
+
+    def write_request(self, record: RequestRecord) -> None:
+        """Write the one line of a request that has ended."""
+        if self._log.shows("info"):
+            self._log.event("info", "request", **record.fields(self._monotonic(), self._worker))
 
     def write_suppressed(self) -> None:
         """Say how many lines of each reason were held back since the last time; call every `SUPPRESSED_EVERY`."""

@@ -86,6 +86,18 @@ class Us(Contender):
         ]
 
 
+class UsHttp(Us):
+    """Parses requests and writes them anew, as NGINX does."""
+
+    name = "us-http"
+    title = "aop_proxy (http)"
+    works = "bj"
+    same_job = False  # we are no peer of our own; it is to be held beside NGINX
+
+    def command(self, setting: Setting) -> list[str]:
+        return [*super().command(setting), "--mode", "http"]
+
+
 class Nginx(Contender):
     """Streams in both directions, as server-sent events and the like need it."""
 
@@ -325,7 +337,7 @@ class Caddy(Contender):
         return str(beside) if beside.exists() else "caddy"
 
 
-CONTENDERS: tuple[Contender, ...] = (Us(), Nginx(), NginxBuffered(), Haproxy(), Hitch(), Stunnel(), Caddy())
+CONTENDERS: tuple[Contender, ...] = (Us(), UsHttp(), Nginx(), NginxBuffered(), Haproxy(), Hitch(), Stunnel(), Caddy())
 
 
 @dataclass(frozen=True)

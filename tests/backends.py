@@ -181,11 +181,11 @@ http {{
 """
 
 
-def nginx(directory: Path, unix: bool) -> AbstractContextManager[Backend]:
-    """NGINX with plain files, and a place to PUT them."""
+def nginx(directory: Path, unix: bool, configuration: str = NGINX) -> AbstractContextManager[Backend]:
+    """NGINX with plain files, and a place to PUT them; or with a configuration of the test's own."""
     address = _address(directory, unix)
     _static_files(directory)
-    (directory / "nginx.conf").write_text(NGINX.format(listen=f"unix:{address}" if unix else address))
+    (directory / "nginx.conf").write_text(configuration.format(listen=f"unix:{address}" if unix else address))
     user = ("-g", "user root;") if os.getuid() == 0 else ()
     return started(
         directory, address, require_peer("nginx"), "-p", str(directory), "-c", "nginx.conf", "-e", "stderr", *user

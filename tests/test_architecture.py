@@ -18,10 +18,10 @@ PACKAGE = ROOT / "aop_proxy"
 ROOMS = {
     "model": "model reasons",
     "configuration": "notation files document schema remainder config flags",
-    "decisions": "identity policy expiry pages proxy_protocol",
+    "decisions": "identity policy expiry fields http1 pages proxy_protocol",
     "log": "log telemetry histogram counters",
     "OpenSSL": "credentials farewell records tls upstream_tls snapshot",
-    "one connection": "poller endpoint relay tls_socket health resolver transparency upstream connection",
+    "one connection": "poller endpoint relay tls_socket health resolver transparency upstream stream pool exchange connection",
     "many connections": "processors service_manager watch privileges occupancy listeners quotas server channel worker worker_process ledger admin_child exposure reminders workers launch companion",
     "what is shown": "metrics summary status_page admin",
     "people": "zone_certificates visit judgement probe report status demo cli __main__",
@@ -37,8 +37,8 @@ def modules_of(*rooms: str) -> list[str]:
 
 
 EVERY = modules_of(*ROOMS)
-ONLY_FOR_TYPES = {("connection", "server")}
-"""A connection tells its server what happens; for that the type checker, and nothing else, must know both."""
+ONLY_FOR_TYPES = {("connection", "server"), ("exchange", "server")}
+"""These tell their server what happens; for that the type checker, and nothing else, must know both."""
 
 WORDS = (
     "closed no_certificate unknown_ca self_signed expired not_yet_valid wrong_purpose revoked revocation_unknown"
@@ -77,8 +77,8 @@ def foreign(module: str) -> set[str]:
 def test_every_module_has_its_place() -> None:
     """A new module is given a room, here and in the README's table, which is in the same order."""
     assert MODULES - set(ORDER) == set()
-    rows = re.findall(r"^\| (`[a-z_]+`(?:, `[a-z_]+`)*) \| ", (ROOT / "README.md").read_text(), re.MULTILINE)
-    in_readme = [name for row in rows for name in re.findall("`([a-z_]+)`", row) if name in MODULES]
+    rows = re.findall(r"^\| (`[a-z_0-9]+`(?:, `[a-z_0-9]+`)*) \| ", (ROOT / "README.md").read_text(), re.MULTILINE)
+    in_readme = [name for row in rows for name in re.findall("`([a-z_0-9]+)`", row) if name in MODULES]
     assert in_readme == [name for name in EVERY if name != "__main__"]
 
 
@@ -123,6 +123,11 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("relay", "policy config model snapshot telemetry log pages"),
         ("upstream", "tls relay snapshot telemetry connection"),
         ("health", "upstream tls_socket poller connection"),
+        ("fields", "http1 policy pages"),
+        ("http1", "policy pages model identity"),
+        ("stream", "http1 fields pages policy model telemetry"),
+        ("pool", "http1 fields pages policy telemetry stream"),
+        ("exchange", "config snapshot policy relay"),
         ("poller", "relay upstream connection reasons"),
         ("connection", "config flags files credentials workers worker channel"),
         ("server", "tls pages policy identity"),

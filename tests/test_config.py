@@ -14,9 +14,11 @@ from aop_proxy.model import (
     Clients,
     ConfigurationError,
     Dial,
+    Http,
     Limits,
     Listen,
     Log,
+    Mode,
     Reload,
     Settings,
     Site,
@@ -105,6 +107,16 @@ def test_every_key() -> None:
                 certificate=f"{CONFIGURATIONS}/other.pem",
                 private_key=f"{CONFIGURATIONS}/other.pem",
                 upstream=(Upstream("http://app_2:8000", "app_2", 8000),),
+                mode=Mode.HTTP,
+                http=Http(
+                    fields=("x-client", "forwarded"),
+                    host="app.internal:8080",
+                    health_path="/healthz",
+                    secret_header="X-Origin-Secret",
+                    secret_file=f"{CONFIGURATIONS}/secret.txt",
+                    buffer_requests=16 << 20,
+                    response_timeout=30,
+                ),
             ),
         ),
         enforcement="observe",
@@ -295,7 +307,8 @@ def test_shared_upstream(one: str, other: str) -> None:
     assert expected == [problem.partition(": ")[0] for problem in found]
     assert found[0].endswith(
         " is the backend of sites[0] too, which accepts other clients, so a Host header would walk past the stricter"
-        " of the two: give both the same clients, or each its own backend"
+        " of the two: give both the same clients, or each its own backend, or both `mode: http`, which holds every"
+        " request to its site"
     )
 
 
@@ -319,6 +332,67 @@ def test_other_backends(other: str) -> None:
     """
     expected = 2
     assert expected == len(load(parse_document(text.encode())[0], "/etc").sites)
+
+
+def sharing_sites(*modes: str) -> list[str]:
+    """Sites with one backend, the second with other clients than those beside it."""
+    return [
+        f"certificate: c, hosts: [s{number}], upstream: http://a, mode: {mode}, clients: {{ca: [{ca}]}}"
+        for number, (mode, ca) in enumerate(zip(modes, ("one", "two", "one"), strict=True))
+    ]
+
+
+def test_shared_upstream_where_requests_are_read() -> None:
+    """Sites that hold every request to its own may share a backend."""
+    sites = ", ".join(f"{{{site}}}" for site in sharing_sites("http", "http", "http"))
+    assert len(load(parse_document(f"{{listen: ['a:1'], sites: [{sites}]}}".encode())[0], "/etc").sites) == 3
+
+
+@pytest.mark.parametrize(
+    ("modes", "site"), [(("http", "http", "relay"), 2), (("relay", "http", "http"), 1), (("http", "relay", "http"), 1)]
+)
+def test_shared_upstream_where_not_all_are_read(modes: tuple[str, str, str], site: int) -> None:
+    """And with nobody else: whichever comes first, and whoever it has its clients in common with."""
+    first, *_ = problems(f"{{listen: ['a:1'], sites: [{', '.join(f'{{{one}}}' for one in sharing_sites(*modes))}]}}")
+    assert first.startswith(f"sites[{site}].upstream: ")
+
+
+@pytest.mark.parametrize(
+    ("site", "problem"),
+    [
+        ("http: {health_path: /h}", "http: has a meaning with `mode: http` only: write that too, or leave this out"),
+        ("mode: http, http: {secret_header: X}", "http.secret_header: has no meaning without `secret_file`"),
+        ("mode: http, http: {secret_file: x}", "http.secret_file: has no meaning without `secret_header`"),
+        ("mode: http, alpn: [http/1.1, h2]", "alpn: holds h2, and `mode: http` speaks HTTP/1.1"),
+        ("mode: http, dial: eager", "dial: is eager, and `mode: http` dials for requests"),
+        ("mode: http, upstream: {url: 'http://a', proxy_protocol: v2}", "upstream: has `proxy_protocol`, which tells"),
+        ("mode: http, upstream: ['http://a', {url: 'http://b', proxy_protocol: v1}]", "upstream: has `proxy_protocol`"),
+        ("mode: http, upstream: {url: 'http://a', transparent: true}", "upstream: has `transparent`, which tells"),
+        ("mode: http, http: {health_path: 'x'}", 'http.health_path: "x" is no path of a URL'),
+        ("mode: http, http: {health_path: '/x?y'}", 'http.health_path: "/x?y" is no path of a URL'),
+        ("mode: http, http: {host: 'a/b'}", "http.host: "),
+        ("mode: http, http: {host: ':80'}", 'http.host: ":80" is no Host'),
+        ("mode: http, http: {host: 'a:0'}", "http.host: port 0 does not exist"),
+        (
+            "mode: http, http: {secret_header: 'X_Y', secret_file: x}",
+            'http.secret_header: "X_Y" is no name of a header',
+        ),
+        ("mode: http, http: {buffer_requests: 1}", "http.buffer_requests: "),
+        ("mode: tcp", 'mode: "tcp" is not known here: write `relay` or `http`'),
+    ],
+)
+def test_what_a_mode_does_not_go_with(site: str, problem: str) -> None:
+    """Nothing is taken that nobody would heed."""
+    (found,) = problems_of_sites(f"{'' if 'upstream' in site else 'upstream: http://a, '}{site}")
+    assert found.startswith(f"sites[0].{problem}")
+
+
+@pytest.mark.parametrize(("text", "host"), [("App:80", "app:80"), ("[::1]:80", "[::1]:80"), ("10.0.0.1", "10.0.0.1")])
+def test_host_for_the_backend(text: str, host: str) -> None:
+    """A name or an address, with a port or without."""
+    written = f"{{certificate: c, upstream: 'http://a', mode: http, http: {{host: '{text}'}}}}"
+    document = parse_document(f"listen: ['a:1']\nsites: [{written}]".encode())[0]
+    assert load(document, "/etc").sites[0].http.host == host
 
 
 def test_shared_upstream_with_equal_clients() -> None:

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from aop_proxy.counters import LATEST_REFUSALS, MAX_TEXT, Counters, Report
-from aop_proxy.reasons import Reason
-from aop_proxy.telemetry import ConnectionRecord
+from aop_proxy.reasons import Fault, Reason
+from aop_proxy.telemetry import ConnectionRecord, RequestRecord
 from certificates import Authority
 
 RECORD = ConnectionRecord(client="192.0.2.1:4711", reference="0123abcd", started=100.0, generation=3)
@@ -36,6 +36,8 @@ def test_nothing_yet(counters: Counters) -> None:
             "connections": {},
             "admitted": {"": 0},
             "bytes": {"from_client": 0, "from_upstream": 0},
+            "requests": {},
+            "faults": {},
             "handshakes": {"seconds": 0},
             "dials": {},
             "dial_seconds": {},
@@ -46,6 +48,15 @@ def test_nothing_yet(counters: Counters) -> None:
         "generation": 3,
         "refusals": [],
     }
+
+
+def test_requests_by_status_and_fault(counters: Counters) -> None:
+    """Each once; one that was cut before its answer began has no status."""
+    for status, fault in ((200, None), (204, None), (502, Fault.BAD_RESPONSE), (200, Fault.CUT), (0, Fault.CUT)):
+        counters.end_request(RequestRecord(RECORD, status=status, fault=fault))
+    totals = told(counters)["totals"]
+    assert totals["requests"] == {"2xx": 3, "5xx": 1}
+    assert totals["faults"] == {"bad_response": 1, "cut": 2}
 
 
 def test_connections_by_verdict_and_reason(counters: Counters) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 import aop_proxy
 from aop_proxy.farewell import MAX_FRAGMENT
-from aop_proxy.pages import REFERENCE_LENGTH, page
-from aop_proxy.reasons import Reason, Verdict
+from aop_proxy.pages import REFERENCE_LENGTH, fault_page, fault_status, page
+from aop_proxy.reasons import Fault, Reason, Verdict
 
 REFERENCE = "0123abcd"
 BAD_CERTIFICATE = "400 Bad Request", "The SSL certificate error"
@@ -36,6 +36,19 @@ SENTENCES = {
 WITHOUT_A_PAGE = set(Reason) - set(SENTENCES)
 
 every_page = pytest.mark.parametrize("reason", [reason for reason in Reason if reason in SENTENCES], ids=str)
+
+
+FAULTS = {
+    "bad_request": ("400 Bad Request", "The request is not valid HTTP"),
+    "secret_missing": ("400 Bad Request", "The request did not come the right way"),
+    "body_too_large": ("413 Content Too Large", "The request is too large"),
+    "wrong_host": ("421 Misdirected Request", "This server does not answer for that name"),
+    "head_too_large": ("431 Request Header Fields Too Large", "The header of the request is too large"),
+    "upstream_unreachable": BAD_GATEWAY,
+    "bad_response": ("502 Bad Gateway", "The server behind this one gave no valid answer"),
+    "no_room": ("503 Service Unavailable", "The server cannot take the request now"),
+    "upstream_timeout": ("504 Gateway Timeout", "The server behind this one did not answer in time"),
+}
 
 
 def parse(wire: bytes) -> tuple[http.client.HTTPResponse, bytes]:
@@ -101,3 +114,25 @@ def test_almost_every_refusal_has_a_page() -> None:
     """Old TLS gets an alert, since a page cannot be sealed for it; a false load balancer gets nothing."""
     refusals = {reason for reason in Reason if reason.verdict is Verdict.REFUSED}
     assert {Reason.TLS_VERSION, Reason.PROXY_HEADER_INVALID} == refusals - set(SENTENCES)
+
+
+@pytest.mark.parametrize("fault", [fault for fault in Fault if fault in FAULTS], ids=str)
+def test_page_of_a_fault(fault: Fault) -> None:
+    """A complete reply of one record, with the reference and nothing of the client's; for HEAD its head alone."""
+    wire = fault_page(fault, REFERENCE)
+    status, sentence = FAULTS[fault]
+    response, body = parse(wire)
+    assert f"{response.status} {response.reason}" == status
+    assert fault_status(fault) == response.status
+    assert (response.headers["Connection"], response.headers["Content-Length"]) == ("close", str(len(body)))
+    assert sentence.encode() in body
+    assert REFERENCE.encode() in body
+    assert len(wire) < MAX_FRAGMENT
+    assert fault_page(fault, REFERENCE, head_only=True) + body == wire
+
+
+def test_every_fault_but_a_cut_has_a_page() -> None:
+    """What is cut is cut, and never patched."""
+    assert set(Fault) - set(FAULTS) == {Fault.CUT}
+    with pytest.raises(KeyError):
+        fault_page(Fault.CUT, REFERENCE)

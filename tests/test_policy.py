@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aop_proxy.identity import Identity
 from aop_proxy.model import Clients
-from aop_proxy.policy import MAX_NAME, HostTable, Rules, normalise_host, wildcard_of
+from aop_proxy.policy import MAX_NAME, HostTable, Rules, is_host_of, normalise_host, wildcard_of
 from aop_proxy.reasons import Reason
 
 FINGERPRINT = "ab" * 32
@@ -250,3 +250,24 @@ def test_a_rule_only_narrows(both: Rules, identity: Identity) -> None:
     each = [replace(both, names=frozenset()).decide(identity), replace(both, fingerprints=frozenset()).decide(identity)]
     expected = NOT_ALLOWED if NOT_ALLOWED in each else None
     assert expected == both.decide(identity)
+
+
+@pytest.mark.parametrize(
+    ("server_name", "host", "allowed"),
+    [
+        ("a.example", "a.example", True),
+        ("a.example", "A.Example.", True),
+        ("A.example.", "a.example", True),
+        ("a.example", "b.example", False),
+        ("a.example", "x.a.example", False),
+        ("a.example", "[::1]", False),
+        ("other.example", "other.example", True),
+        (None, "b.example", True),
+        (None, "[::1]", True),
+        (None, "a.example", False),
+    ],
+)
+def test_a_request_is_for_what_its_connection_was_opened_for(server_name: str | None, host: str, allowed: bool) -> None:
+    """The same name, however it is spelt; where none was sent, one of the site for any name."""
+    hosts = HostTable([["a.example"], []])
+    assert is_host_of(server_name, hosts, 1 if server_name is None else 0, host) is allowed

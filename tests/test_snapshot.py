@@ -24,7 +24,9 @@ from aop_proxy.model import (
     Bundle,
     Clients,
     ConfigurationError,
+    Http,
     Listen,
+    Mode,
     Problem,
     Settings,
     Site,
@@ -434,3 +436,22 @@ def test_sites_are_built_one_by_one(files: dict[str, bytes], key_log: KeyLog) ->
     built = builder.finish(3)
     assert ([gate.name for gate in built.gates], built.generation) == (["a.example", "b.example"], 3)
     assert built.sound_keys == {hashlib.sha256(files["server.key"].strip()).digest()}
+
+
+def test_secrets(files: dict[str, bytes], key_log: KeyLog) -> None:
+    """One a line, of printable ASCII, in a header that is nobody else's."""
+    right = {**files, "secret": b"one\r\ntwo \n\n"}
+    with_secret = site(mode=Mode.HTTP, http=Http(secret_header="X-Secret", secret_file="secret"))
+    (gate,) = snapshot.build(bundle(right, with_secret), 1, key_log).gates
+    assert gate.secret is not None
+    assert [gate.secret.is_met_by([word]) for word in (b"one", b"two", b"")] == [True, True, False]
+    for content, header, path in [
+        (b"\n", "X-Secret", "secret_file"),
+        ("schön".encode(), "X-Secret", "secret_file"),
+        (b"one", "X-Forwarded-For", "secret_header"),
+        (b"one", "Host", "secret_header"),
+    ]:
+        wrong = site(mode=Mode.HTTP, http=Http(secret_header=header, secret_file="secret"))
+        with pytest.raises(ConfigurationError) as raised:
+            snapshot.build(bundle({**files, "secret": content}, wrong), 1, key_log)
+        assert [problem.path for problem in raised.value.problems] == [f"sites[0].http.{path}"]

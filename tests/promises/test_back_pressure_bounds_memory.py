@@ -1,4 +1,7 @@
-"""A reader that stops reading stops its sender; the proxy's memory stays where it was, and no byte is lost."""
+"""A reader that stops reading stops its sender; the proxy's memory stays where it was, and no byte is lost.
+
+In both modes: what passes is one request and one response of 1 GiB each.
+"""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -7,16 +10,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from resource import getpagesize
 from ssl import SSLSocket
+from typing import Any
 
 import pytest
 
-from actors import PATIENCE, Proxy, client_context
+from actors import ONE_WORKER, PATIENCE, Proxy, client_context
 from applications import blocks, summary
 from backends import ScriptedBackend, scripted
 from certificates import CredentialFiles
 
 GIGABYTE = 1 << 30
 MEBIBYTE = 1 << 20
+REQUEST = b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % GIGABYTE
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % GIGABYTE
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +31,29 @@ def module_backend() -> Iterator[ScriptedBackend]:
         yield backend
 
 
+@pytest.fixture(scope="module", params=["relay", "http"])
+def module_proxy(request: pytest.FixtureRequest, site: dict[str, Any]) -> Iterator[Proxy]:
+    with Proxy({**ONE_WORKER, "sites": [{**site, "mode": request.param}]}) as proxy:
+        yield proxy
+
+
+def read_head(sock: socket.socket) -> None:
+    """Read one head, and not a byte more."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += sock.recv(1)
+
+
 @pytest.fixture
 def connect(proxy: Proxy, client_credentials: CredentialFiles) -> Iterator[Callable[[], SSLSocket]]:
-    """Makes clients that have sent `go`, closed at the end."""
+    """Makes clients that have sent the head of their request, closed at the end."""
     context = client_context(client_credentials)
     with ExitStack() as stack:
 
         def connect() -> SSLSocket:
             connection = stack.enter_context(socket.create_connection(proxy.address, PATIENCE))
             client = stack.enter_context(context.wrap_socket(connection, suppress_ragged_eofs=False))
-            client.sendall(b"go")
+            client.sendall(REQUEST)
             return client
 
         yield connect
@@ -42,10 +61,12 @@ def connect(proxy: Proxy, client_credentials: CredentialFiles) -> Iterator[Calla
 
 @pytest.fixture
 def pair(connect: Callable[[], SSLSocket], backend: ScriptedBackend) -> Iterator[tuple[SSLSocket, socket.socket]]:
-    """A client and the backend's end of its connection."""
+    """A client and the backend's end of its connection, each with only the other's body to come."""
     client = connect()
     with backend.accept() as connection:
-        assert connection.recv(2) == b"go"
+        read_head(connection)
+        connection.sendall(RESPONSE)
+        read_head(client)
         yield client, connection
 
 
@@ -118,5 +139,7 @@ def test_others_are_served_meanwhile(
     assert not Sender(client).send(patience=0.5)
     other = connect()
     with backend.accept() as other_connection:
-        other_connection.sendall(other_connection.recv(2))
+        read_head(other_connection)
+        other_connection.sendall(RESPONSE + b"go")
+        read_head(other)
         assert other.recv(2) == b"go"

@@ -22,11 +22,13 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from actors import HELLO, ONE_WORKER, Proxy, RecordingBackend, ask, client_context, require_peer, run_command
 from aop_proxy import companion, flags, judgement, pages, probe, schema, visit
 from aop_proxy.cli import main
-from aop_proxy.reasons import Reason, Verdict
+from aop_proxy.fields import Introduction
+from aop_proxy.reasons import Fault, Reason, Verdict
 from aop_proxy.workers import ExitCode
 from certificates import REFUSED, Authority, CredentialFiles
 
@@ -256,7 +258,7 @@ def test_the_other_choice_is_named() -> None:
     others = dict(re.findall(r"^ *(\w+): \w+ +# or (\w+)[:,]", CONFIGURATION, re.MULTILINE))
     offered = {path[-1]: {field.default, others[path[-1]]} for path, field in KEYS.items() if path[-1] in others}
     assert offered == {path[-1]: set(get_args(KEYS[path].annotation)) for path in KEYS if path[-1] in others}
-    assert list(offered) == ["dial", "enforcement", "refusal", "unknown_hosts"]
+    assert list(offered) == ["dial", "mode", "enforcement", "refusal", "unknown_hosts"]
 
 
 def test_what_must_be_given() -> None:
@@ -359,6 +361,25 @@ def test_every_reason_is_named_once() -> None:
     assert {REASONS[word].verdict for word in failed} == {Verdict.FAILED}
     assert sorted([*ANSWERS, *accepted, *failed]) == sorted(Reason)
     assert [reason for reason in Reason if answer_of(reason) and reason not in ANSWERS] == []
+
+
+def test_what_is_answered_to_requests() -> None:
+    """Each fault with status and sentence of its page, but for what is cut."""
+    rows = {word: code(answer) for answer, (word,) in ((answer, code(cell)) for answer, cell in table("answer"))}
+    shown = {
+        fault.value: re.findall(rb"<title>(.*)</title>", pages.fault_page(fault, "0" * pages.REFERENCE_LENGTH))
+        for fault in Fault
+        if fault is not Fault.CUT
+    }
+    assert rows == {word: [str(title, "ascii") for title in titles] for word, titles in shown.items()} | {"cut": []}
+
+
+def test_the_fields_that_are_named_are_those_that_are_sent(authority: Authority) -> None:
+    """All of them, in one table."""
+    der = authority.issue().certificate.public_bytes(Encoding.DER)
+    sent = Introduction(("x-forwarded", "x-client", "client-cert", "forwarded"), "192.0.2.1", der).lines(b"a.example")
+    named = [name for cell, _ in table("field") for name in code(cell)]
+    assert sorted(named) == sorted(re.findall(r"^([A-Za-z-]+): ", sent.decode(), re.MULTILINE))
 
 
 # Running it

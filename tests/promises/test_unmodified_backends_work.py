@@ -1,6 +1,7 @@
-"""Every common way to serve a Python application works behind the proxy as it does without it.
+"""Every common way to serve a Python application works behind the proxy as it does without it, in both modes.
 
-One proxy and one backend process per backend. A cell that a backend cannot do by itself is named in `LEFT_OUT` with the
+One proxy per mode and one backend process per backend. Where requests are read, a backend that closes after every
+response can do what it cannot by itself: the client's connection is kept all the same. A cell that a backend cannot do by itself is named in `LEFT_OUT` with the
 reason, and is tried without the proxy: an entry that is no longer true fails.
 """
 
@@ -260,9 +261,10 @@ ON_TCP_AND_UNIX: tuple[Starter, ...] = (
 ON_TCP: tuple[Starter, ...] = (backends.django_runserver, backends.http_server)
 BACKENDS = [(start, unix) for start in ON_TCP_AND_UNIX for unix in (False, True)] + [(start, False) for start in ON_TCP]
 
+CLOSES = "closes after every response"
 LEFT_OUT: dict[Starter, dict[str, tuple[Check, ...]]] = {
     backends.gunicorn_sync: {
-        "closes after every response": (pipelining, keep_alive),
+        CLOSES: (pipelining, keep_alive),
         "WSGI has no WebSocket": (websocket,),
     },
     backends.gunicorn_gthread: {"WSGI has no WebSocket": (websocket,)},
@@ -272,7 +274,7 @@ LEFT_OUT: dict[Starter, dict[str, tuple[Check, ...]]] = {
         "WSGI has no WebSocket": (websocket,),
     },
     backends.flask_run: {
-        "closes after every response": (pipelining, keep_alive),
+        CLOSES: (pipelining, keep_alive),
         "WSGI has no WebSocket": (websocket,),
     },
     backends.nginx: {"runs no application": (server_sent_events, websocket)},
@@ -306,24 +308,31 @@ def tls(client_credentials: CredentialFiles, server_ca: Path) -> ssl.SSLContext:
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=backend_id)
+def backend(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Starter, Backend]]:
+    """A backend, and what it is."""
+    start, unix = request.param
+    with start(tmp_path_factory.mktemp("backend"), unix) as running:
+        yield start, running
+
+
+@pytest.fixture(scope="module", params=["relay", "http"])
 def origin(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    flags: list[str | Path],
-    tls: ssl.SSLContext,
+    request: pytest.FixtureRequest, backend: tuple[Starter, Backend], flags: list[str | Path], tls: ssl.SSLContext
 ) -> Iterator[Origin]:
     """A backend with the proxy in front."""
-    start, unix = request.param
-    with (
-        start(tmp_path_factory.mktemp("backend"), unix) as backend,
-        Proxy(flags=[*flags, "--upstream", backend.url]) as proxy,
-    ):
+    start, running = backend
+    left_out = LEFT_OUT.get(start, {})
+    with Proxy(flags=[*flags, "--mode", request.param, "--upstream", running.url]) as proxy:
         yield Origin(
-            backend,
+            running,
             dial=lambda: socket.create_connection(proxy.address, PATIENCE),
             tls=tls,
             upload_method="PUT" if start is backends.nginx else "POST",
-            left_out=frozenset(chain(*LEFT_OUT.get(start, {}).values())),
+            left_out=frozenset(
+                chain(*(checks for why, checks in left_out.items() if (why, request.param) != (CLOSES, "http")))
+            ),
         )
 
 

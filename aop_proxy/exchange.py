@@ -1,0 +1,533 @@
+"""One accepted client's requests, one after the other: the order of events, and nothing of how a message is read.
+
+request -> its Host is the connection's -> a backend connection, kept or new -> the request written anew -> the response
+written anew -> the next. One coroutine does it all: bodies move in both directions at once, each as fast as its
+receiver, and of them nothing is held but what a receiver has not taken yet. A fault before the response has begun is a
+page; one after it cuts the connection.
+"""
+
+import asyncio
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+from aop_proxy import http1, pages
+from aop_proxy.fields import Introduction, Secret, is_the_edges
+from aop_proxy.http1 import Body, Chunked, Malformed, Request, Response, Sized, TooLarge
+from aop_proxy.model import Site
+from aop_proxy.reasons import Fault, Reason
+from aop_proxy.stream import End, TlsEnd
+from aop_proxy.telemetry import ConnectionRecord, RequestRecord
+from aop_proxy.tls import TlsSession
+from aop_proxy.upstream import Caller, Dialled
+from aop_proxy.upstream_tls import Backend
+
+if TYPE_CHECKING:
+    from aop_proxy.server import Server
+
+HEAD_PATIENCE = 60.0
+"""Seconds for a head, from its first byte to its last; NGINX's client_header_timeout."""
+MAX_AHEAD = 64 * 1024
+"""Bytes of further requests from which on a client is not read until it has its answer."""
+MAX_INTERIM = 32
+"""1xx responses to one request."""
+IN_MEMORY = 64 * 1024
+"""Bytes of a buffered body that are not written to a disk."""
+_SPOOL_PIECE = 128 * 1024
+_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+"""RFC 9110 section 9.2.2."""
+_HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\nCache-Control: no-store\r\n\r\n"
+
+
+class Terms(NamedTuple):
+    """What holds for every request of one connection."""
+
+    site: Site
+    backends: tuple[Backend, ...]
+    caller: Caller
+    generation: int
+    secret: Secret | None
+    introduction: Introduction
+    is_host: Callable[[str], bool]
+    """Whether a request may be for a host."""
+    is_verified: bool
+    """The client's certificate was verified and is allowed; where we only observe it need not be."""
+    connect: float
+    """Seconds to reach the backend."""
+
+
+class Upgraded(NamedTuple):
+    """The backend has agreed to speak WebSocket: what follows is to be relayed."""
+
+    backend: Dialled
+    heard: bytes
+    """What the client has said since."""
+
+
+class _Failed(Exception):
+    """The request cannot be served, or not to its end."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+class Exchange:
+    """The requests of one connection."""
+
+    __slots__ = (
+        "_answer", "_body", "_client", "_dialled", "_health_path", "_host", "_inbox", "_key", "_line", "_poller",
+        "_record", "_server", "_spool", "_spooled", "_terms", "_upstream", "_waiter", "active_at",
+        "deadline", "idle_since",
+    )  # fmt: skip
+
+    def __init__(
+        self, server: "Server", client: socket.socket, session: TlsSession, terms: Terms, record: ConnectionRecord
+    ) -> None:
+        """Take an accepted session and its socket, which stays the caller's to close."""
+        self._server = server
+        self._poller = server.poller
+        self._terms = terms
+        self._record = record
+        self._line = RequestRecord(record)
+        path = terms.site.http.health_path
+        self._health_path = None if path is None else path.encode("ascii")
+        self._client = TlsEnd(server.poller, server.buffers, client, self._wake, session)
+        self._upstream: End | None = None
+        self._dialled: Dialled | None = None
+        self._key = (terms.generation, terms.site.upstream, terms.caller.server_name)
+        self._body: Body = Sized(0)
+        """What reads the request's body."""
+        self._spool: IO[bytes] | None = None
+        """What the backend has not got yet of a body that was read whole."""
+        self._spooled = 0
+        """Its size."""
+        self._inbox = b""
+        """Bytes of the client's that no request has taken yet."""
+        self._answer = b""
+        """Bytes of the backend's that no response has taken yet."""
+        self._host = b""
+        """The Host of the request before, which was right."""
+        self._waiter: asyncio.Future[None] | None = None
+        self.active_at = server.poller.now
+        """When anything last moved."""
+        self.idle_since: float | None = None
+        """Since when the client is owed nothing; None while a request is under way."""
+        self.deadline: float | None = None
+        """When the server is to call `expire`."""
+
+    async def serve(self, first: bytes) -> Reason | Upgraded:
+        """Serve every request, the first of which begins with `first`. Raises OSError when the client is gone.
+
+        After a reason that is no failure the client is to be told that nothing more comes.
+        """
+        self._inbox = first
+        try:
+            outcome = None
+            while outcome is None:
+                outcome = await self._serve_one()
+                await self._flush()
+            return outcome
+        finally:
+            self._client.leave()
+            self._close_upstream()
+
+    def expire(self) -> None:
+        """Give up what is waited for: it has not come in time."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(TimeoutError())
+
+    def say_goodbye(self) -> None:
+        """Tell an idle client that the connection ends here; one that is owed something is to see it cut."""
+        if self.idle_since is not None:
+            self._client.say_goodbye()
+
+    async def _serve_one(self) -> Reason | Upgraded | None:
+        """One request and its response; None if another may follow."""
+        line = self._line = RequestRecord(self._record)
+        try:
+            request = await self._receive_request()
+            if request is None:
+                return Reason.CLOSED
+            self._check(request)
+            if request.path == self._health_path:
+                return await self._tell_health(request)
+            await self._prepare_body(request)
+            response = await self._ask_backend(request)
+            if response.status == http1.SWITCHING_PROTOCOLS:
+                return await self._upgrade(response)
+            return await self._deliver(request, response)
+        except _Failed as failed:
+            return self._explain(failed.fault)
+        except (OSError, asyncio.CancelledError):
+            line.fault = Fault.CUT
+            raise
+        finally:
+            self.deadline = None
+            self._close_spool()
+            if line.started:
+                self._server.note_request(line)
+
+    def _explain(self, fault: Fault) -> Reason:
+        """Send a page, unless the response has begun: then it is cut, and never patched."""
+        self._close_upstream()
+        line = self._line
+        if line.status:
+            line.fault = Fault.CUT
+            return Reason.CLIENT_RESET if fault is Fault.BAD_REQUEST else Reason.UPSTREAM_RESET
+        line.fault, line.status = fault, pages.fault_status(fault)
+        line.started = line.started or time.monotonic()
+        self._client.send(pages.fault_page(fault, self._record.reference, head_only=line.method == b"HEAD"))
+        return Reason.CLOSED
+
+    # The request's head.
+
+    async def _receive_request(self) -> Request | None:
+        """The next request's head; None if the client leaves instead, or takes too long over it."""
+        seen = 0
+        try:
+            if not self._inbox:
+                self.idle_since = self._poller.now
+                self._inbox = bytes(await self._hear_client())
+                self.idle_since = None
+                if not self._inbox:
+                    return None
+            while not (length := http1.head_length(self._inbox, seen)):
+                if not seen:
+                    self.deadline = self._poller.now + HEAD_PATIENCE
+                seen = len(self._inbox)
+                data = await self._hear_client()
+                if not data:
+                    raise ConnectionResetError
+                self._inbox += data
+            self.deadline = None
+            head, self._inbox = self._inbox[:length], self._inbox[length:]
+            self._line.started = time.monotonic()
+            self._count_from_client(length)
+            request = http1.parse_request(head)
+        except TooLarge:
+            raise _Failed(Fault.HEAD_TOO_LARGE) from None
+        except Malformed:
+            raise _Failed(Fault.BAD_REQUEST) from None
+        except TimeoutError:
+            return None
+        self._line.method, self._line.path = request.method, request.path
+        return request
+
+    def _check(self, request: Request) -> None:
+        """Hold a request to what its connection was opened for, and to the site's secret."""
+        terms = self._terms
+        if request.host != self._host:
+            if not terms.is_host(http1.host_name(request.host)):
+                raise _Failed(Fault.WRONG_HOST)
+            self._host = request.host
+        if terms.secret is not None and not terms.secret.is_met_by(request.take_values(terms.secret.canonical)):
+            raise _Failed(Fault.SECRET_MISSING)
+        if not terms.is_verified:
+            request.fields = [field for field in request.fields if not is_the_edges(field[2])]
+
+    async def _tell_health(self, request: Request) -> Reason | None:
+        """Answer an edge's health check; the backend gets not a byte of it."""
+        if self._server.is_draining or not await self._is_backend_up():
+            raise _Failed(Fault.NO_ROOM)
+        self._line.status = 200
+        self._client.send(_HEALTHY if request.method == b"HEAD" else _HEALTHY + b"ok\n")
+        return Reason.CLOSED if request.is_last or request.has_body else None
+
+    async def _is_backend_up(self) -> bool:
+        kept = self._server.pool.take(self._key)
+        if kept is not None:
+            self._server.pool.give(self._key, kept)
+            return True
+        dialled = await self._dial()
+        if isinstance(dialled, Reason):
+            return False
+        self._poller.forget(dialled.stream.fileno())
+        dialled.stream.close()
+        return True
+
+    async def _dial(self) -> Dialled | Reason:
+        terms = self._terms
+        return await self._server.dialler.dial(terms.backends, terms.connect, terms.caller)
+
+    # The request's body.
+
+    async def _prepare_body(self, request: Request) -> None:
+        """Be ready to read the body; where bodies are buffered, read it to its end, in memory and then on a disk."""
+        self._body = request.body()
+        at_most = self._terms.site.http.buffer_requests
+        if at_most is None or not request.has_body:
+            return
+        if (request.length or 0) > at_most:
+            raise _Failed(Fault.BODY_TOO_LARGE)
+        if request.expects_continue and not self._inbox:
+            self._client.send(http1.CONTINUE)
+        request.expects_continue = False
+        spool = self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - see `_close_spool`
+        size = 0
+        data: memoryview | bytes = self._take_inbox()
+        while True:
+            pieces = self._decode(data)
+            size += sum(map(len, pieces))
+            if size > at_most:
+                raise _Failed(Fault.BODY_TOO_LARGE)
+            try:
+                spool.writelines(pieces)
+            except OSError:
+                raise _Failed(Fault.NO_ROOM) from None
+            if self._body.ended:
+                break
+            data = await self._hear_client()
+            if not data:
+                raise ConnectionResetError
+        spool.seek(0)
+        self._spooled = size
+        request.length, request.is_chunked = size, False
+
+    def _close_spool(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    def _take_inbox(self) -> bytes:
+        inbox, self._inbox = self._inbox, b""
+        return inbox
+
+    def _decode(self, data: memoryview | bytes) -> list[memoryview]:
+        """What there is of the request's body in the client's bytes; what is behind it waits for its turn."""
+        try:
+            pieces, used = self._body.feed(data)
+        except Malformed:
+            raise _Failed(Fault.BAD_REQUEST) from None
+        self._count_from_client(used)
+        if used < len(data):
+            self._inbox += data[used:]
+        return pieces
+
+    def _body_for_backend(self, data: memoryview | bytes) -> memoryview | bytes:
+        """The same, as the backend gets it."""
+        pieces = self._decode(data)
+        if isinstance(self._body, Chunked):
+            return http1.chunk(pieces) + (http1.LAST_CHUNK if self._body.ended else b"")
+        return pieces[0] if pieces else b""
+
+    def _move_body(self, upstream: End) -> None:
+        """Move on what there is of the request's body, as fast as the backend takes it, and hear what else comes."""
+        if self._client.has_news:
+            data = self._client.receive()
+            if data is not None and not data:
+                raise ConnectionResetError  # before it had its answer
+            if data and self._body.ended:
+                self._inbox += data
+            elif data:
+                upstream.send(self._body_for_backend(data))
+        if self._spool is not None and not upstream.backlog:
+            upstream.send(self._spool.read(_SPOOL_PIECE))
+            if self._spool.tell() == self._spooled:
+                self._close_spool()
+            else:
+                self._poller.loop.call_soon(self._wake)  # others have their turn
+        is_client_awaited = not self._body.ended and not upstream.backlog and not upstream.broken
+        if is_client_awaited or (self._body.ended and len(self._inbox) < MAX_AHEAD):
+            self._client.listen()
+        if not self._line.status:
+            patience = self._terms.site.http.response_timeout
+            self.deadline = None if is_client_awaited else self._poller.now + patience
+
+    @property
+    def _is_body_sent(self) -> bool:
+        return self._body.ended and self._spool is None and not (self._upstream and self._upstream.backlog)
+
+    # The backend.
+
+    async def _ask_backend(self, request: Request) -> Response:
+        """Send the request; the head of the final response, its body to come.
+
+        One that was lost on a connection that had served before is sent again, once, if that cannot do harm.
+        """
+        is_reused = await self._reach_backend(fresh=False)
+        terms = self._terms
+        host = request.host if terms.site.http.host is None else terms.site.http.host.encode("ascii")
+        head = http1.write_request(request, host, terms.introduction.lines(request.host))
+        rest = b"" if self._body.ended else self._body_for_backend(self._take_inbox())
+        try:
+            return await self._converse(request, head + rest)
+        except _Failed:
+            is_lost = is_reused and not self._line.bytes_from_upstream and not request.has_body
+            if not is_lost or request.method not in _IDEMPOTENT:
+                raise
+        await self._reach_backend(fresh=True)
+        return await self._converse(request, head)
+
+    async def _reach_backend(self, *, fresh: bool) -> bool:
+        """Have a connection to the backend; whether it has served before."""
+        self._close_upstream()
+        kept = None if fresh else self._server.pool.take(self._key)
+        dialled = kept or await self._dial()
+        if isinstance(dialled, Reason):
+            timed_out = dialled is Reason.UPSTREAM_TIMEOUT
+            raise _Failed(Fault.UPSTREAM_TIMEOUT if timed_out else Fault.UPSTREAM_UNREACHABLE)
+        self._dialled = dialled
+        self._upstream = End(self._poller, self._server.buffers, dialled.stream, self._wake)
+        self._record.upstream = dialled.upstream.url
+        return kept is not None
+
+    async def _converse(self, request: Request, opening: bytes) -> Response:
+        """Send the head and what there is of the body; the final response's head, or 101 where it was asked for."""
+        self._answer = b""
+        self._backend.send(opening)
+        for _ in range(MAX_INTERIM):
+            response = await self._receive_response()
+            if response.status >= 200:
+                return response
+            if response.status == http1.SWITCHING_PROTOCOLS:
+                if request.upgrades and response.upgrade == b"websocket":
+                    return response
+                break
+            if response.status != http1.CONTINUE_STATUS and not request.is_http_1_0:
+                self._client.send(http1.write_interim(response))
+            elif request.expects_continue:
+                request.expects_continue = False
+                self._client.send(http1.CONTINUE)
+        raise _Failed(Fault.BAD_RESPONSE)
+
+    async def _receive_response(self) -> Response:
+        """The head of the backend's next response."""
+        seen = 0
+        try:
+            while not self._answer or not (length := http1.head_length(self._answer, seen)):
+                seen = len(self._answer)
+                data = await self._hear_backend()
+                if not data:
+                    raise _Failed(Fault.BAD_RESPONSE)
+                self._answer += data
+            head, self._answer = self._answer[:length], self._answer[length:]
+            return http1.parse_response(head)
+        except Malformed:
+            raise _Failed(Fault.BAD_RESPONSE) from None
+        except TimeoutError:
+            raise _Failed(Fault.UPSTREAM_TIMEOUT) from None
+
+    async def _deliver(self, request: Request, response: Response) -> Reason | None:
+        """Pass on the response as it comes; None if the connection can serve another."""
+        body = response.body(request.method)
+        is_chunked = (body.ends_with_connection or isinstance(body, Chunked)) and not request.is_http_1_0
+        is_endless = request.is_http_1_0 and not isinstance(body, Sized)
+        is_last = request.is_last or is_endless or self._server.is_draining or not self._is_body_sent
+        ahead = http1.write_response(response, request, is_chunked=is_chunked, is_last=is_last)
+        data: memoryview | bytes = self._answer
+        self._answer = b""
+        self.deadline = None
+        while True:
+            try:
+                pieces, used = body.feed(data)
+            except Malformed:
+                raise _Failed(Fault.BAD_RESPONSE) from None
+            self._line.note_status(response.status, time.monotonic())
+            if is_chunked:
+                ahead += http1.chunk(pieces) + (http1.LAST_CHUNK if body.ended else b"")
+            elif ahead or len(pieces) > 1:
+                ahead += b"".join(pieces)
+            self._client.send(ahead or (pieces[0] if pieces else b""))
+            ahead = b""
+            if body.ended:
+                break
+            data = await self._hear_backend()
+            if not data and body.ends_with_connection:
+                self._client.send(http1.LAST_CHUNK if is_chunked else b"")
+                break
+            if not data:
+                raise _Failed(Fault.BAD_RESPONSE)
+        if body.ended and used == len(data) and response.keeps_alive and self._is_body_sent:
+            self._server.pool.give(self._key, self._let_go())
+        else:
+            self._close_upstream()
+        return Reason.CLOSED if is_last or self._server.is_draining else None
+
+    async def _upgrade(self, response: Response) -> Upgraded:
+        """Tell the client that both go on in another protocol, with what the backend has said in it already."""
+        self._line.note_status(response.status, time.monotonic())
+        self._client.send(http1.write_interim(response) + self._answer)
+        await self._flush()
+        return Upgraded(self._let_go(), self._take_inbox())
+
+    @property
+    def _backend(self) -> End:
+        if self._upstream is None:
+            raise RuntimeError("no backend was reached")
+        return self._upstream
+
+    def _let_go(self) -> Dialled:
+        """Have the backend's connection no more, and leave it open."""
+        if self._dialled is None:
+            raise RuntimeError("no backend was reached")
+        dialled = self._dialled
+        self._backend.leave()
+        self._upstream = self._dialled = None
+        return dialled
+
+    def _close_upstream(self) -> None:
+        if self._upstream is not None:
+            dialled = self._let_go()
+            self._poller.forget(dialled.stream.fileno())
+            dialled.stream.close()
+
+    # Waiting.
+
+    async def _hear_client(self) -> memoryview:
+        """What the client says next; empty when it has ended."""
+        client = self._client
+        while True:
+            if client.has_news and (data := client.receive()) is not None:
+                return data
+            client.listen()
+            await self._news()
+
+    async def _hear_backend(self) -> memoryview:
+        """What the backend says next, empty when it has ended; meanwhile the request's body moves on."""
+        upstream, client = self._backend, self._client
+        while True:
+            if client.broken:
+                raise ConnectionResetError
+            if not client.backlog:  # else it is to take that first
+                if upstream.has_news:
+                    try:
+                        data = upstream.receive()
+                    except OSError:
+                        raise _Failed(Fault.BAD_RESPONSE) from None
+                    if data is not None:
+                        self._count_from_upstream(len(data))
+                        return data
+                upstream.listen()
+            self._move_body(upstream)
+            await self._news()
+
+    async def _flush(self) -> None:
+        """Wait until the client has taken what it is owed."""
+        while self._client.backlog:
+            await self._news()
+        if self._client.broken:
+            raise ConnectionResetError
+
+    async def _news(self) -> None:
+        """Wait until an end has something to tell. Raises TimeoutError past the deadline."""
+        self._waiter = self._poller.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        self.active_at = self._poller.now
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _count_from_client(self, length: int) -> None:
+        self._line.bytes_from_client += length
+        self._record.bytes_from_client += length
+
+    def _count_from_upstream(self, length: int) -> None:
+        self._line.bytes_from_upstream += length
+        self._record.bytes_from_upstream += length

@@ -1,0 +1,445 @@
+"""HTTP/1.1 messages: bytes -> what they say, or `Malformed`; and the pieces they are written anew from.
+
+One grammar (RFC 9110, RFC 9112), narrower than the RFC wherever parsers are known to differ: a head that does not match
+it from its first byte to its last is refused, and so is a body. Nothing is mended and nothing is guessed. Must not know
+sockets, nor what a field means to us beyond its kind.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aop_proxy.fields import SPELLINGS, FieldName, Kind, learn, may_be_named_away
+
+MAX_HEAD = 128 * 1024
+"""Bytes of a head; what Cloudflare's edge sends at most."""
+MAX_FIELDS = 256
+MAX_HOST = 300
+MAX_CHUNK_LINE = 1024
+MAX_EXTENSIONS = 16 * 1024
+"""Bytes of chunk extensions in one body (CVE-2023-39326): nobody uses them."""
+MAX_TRAILERS = 16 * 1024
+_CHUNKED = b"Transfer-Encoding: chunked\r\n"
+_UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+HEAD_END = b"\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE_STATUS, SWITCHING_PROTOCOLS = 100, 101
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_TEXT = rb"[\t\x20-\x7e\x80-\xff]*+"
+_FIELD_LINES = rb"((?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+)"
+_REQUEST = re.compile(rb"([A-Z][A-Z_-]{0,31}) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELD_LINES + rb"\r\n")
+"""A `#` never belongs in a target (RFC 9112 section 3.2), and some cut there."""
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (" + _TEXT + rb"))?\r\n" + _FIELD_LINES + rb"\r\n")
+_FIRST_LINE = re.compile(rb"[A-Z_-]{1,32} [\x21-\x7e]++ HTTP/1\.[01]\r\n|HTTP/1\.[01] [1-9][0-9]{2}[ \r]")
+_FIELD = re.compile(rb"([^:]++):([^\r]*+)\r\n")
+_BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_OPTION = re.compile(rb"[ \t]*(" + _TOKEN + rb")[ \t]*")
+_ABSOLUTE = re.compile(rb"https?://([^/?@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._\x80-\xff-]+)(?::[0-9]{1,5})?")
+_CHUNK_START = re.compile(rb"\r\n([0-9A-Fa-f]{1,12})(;[\t\x20-\x7e\x80-\xff]*+)?\r\n")
+_CUT_CHUNK_START = re.compile(rb"\r(\n([0-9A-Fa-f]{1,12}(;[\t\x20-\x7e\x80-\xff]*+)?\r?)?)?")
+_NO_HEAD = "the head is not as HTTP/1.1 has it"
+_WITHOUT_FIELDS = frozenset((b"close", b"keep-alive", b"upgrade"))
+"""What `Connection` mostly says, which names no field that could pass on."""
+_TRAILERS = re.compile(_FIELD_LINES + rb"\r\n")
+_CUT_TRAILERS = re.compile(_FIELD_LINES + rb"(?:" + _TOKEN + rb"(?::" + _TEXT + rb"\r?)?|\r)?")
+
+Fields = list[tuple[bytes, bytes, FieldName]]
+"""Of those that may pass on: name as it was spelt, value without the space around it, and what the name is."""
+
+
+class Malformed(Exception):
+    """A peer's message is not HTTP/1.1 as it is taken here. Its text is ours, and holds nothing of the peer's."""
+
+
+class TooLarge(Malformed):
+    """A head past its bounds."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A request's head."""
+
+    method: bytes
+    target: bytes
+    """In origin form, or `*`."""
+    is_http_1_0: bool
+    host: bytes
+    fields: Fields
+    options: frozenset[bytes]
+    """What its `Connection` fields name, in lower case."""
+    length: int | None
+    is_chunked: bool
+    expects_continue: bool
+    upgrades: bool
+    """It asks to go on as WebSocket; nothing else is ever upgraded to (h2c would open a way past every check)."""
+
+    @property
+    def is_last(self) -> bool:
+        """The client wants no other answer on its connection."""
+        return b"close" in self.options or (self.is_http_1_0 and b"keep-alive" not in self.options)
+
+    def take_values(self, canonical: bytes) -> list[bytes]:
+        """The values of the fields of this name in every spelling, which are taken out."""
+        values = [value for _, value, known in self.fields if known.canonical == canonical]
+        self.fields = [field for field in self.fields if field[2].canonical != canonical]
+        return values
+
+    @property
+    def has_body(self) -> bool:
+        """Whether anything follows the head."""
+        return self.is_chunked or bool(self.length)
+
+    @property
+    def path(self) -> bytes:
+        """The target without its query."""
+        return self.target.partition(b"?")[0]
+
+    def body(self) -> "Body":
+        """What reads the body."""
+        return Chunked() if self.is_chunked else Sized(self.length or 0)
+
+
+@dataclass(slots=True)
+class Response:
+    """A response's head."""
+
+    status: int
+    phrase: bytes
+    fields: Fields
+    options: frozenset[bytes]
+    length: int | None
+    is_chunked: bool
+    keeps_alive: bool
+    """The connection can serve again once the body has ended."""
+    upgrade: bytes
+    """What it says it switches to, in lower case."""
+
+    def has_no_body(self, method: bytes) -> bool:
+        """Whether it ends with its head (RFC 9112 section 6.3)."""
+        return method == b"HEAD" or self.status < 200 or self.status in (204, 304)
+
+    def body(self, method: bytes) -> "Body":
+        """What reads the body of the answer to this method."""
+        if self.has_no_body(method):
+            return Sized(0)
+        if self.is_chunked:
+            return Chunked()
+        return UntilEnd() if self.length is None else Sized(self.length)
+
+
+def head_length(data: bytes, seen: int = 0) -> int:
+    """Bytes of the head at the beginning of `data`; 0 if its end is not there yet.
+
+    `seen` bytes were there the last time. What can be no head any more is refused without waiting for its end.
+    """
+    end = data.find(HEAD_END, max(seen - len(HEAD_END), 0), MAX_HEAD)
+    if end >= 0:
+        return end + len(HEAD_END)
+    if len(data) >= MAX_HEAD:
+        raise TooLarge("the head is too long")
+    fresh = max(seen - 1, 0)
+    if _BARE.search(data, fresh) or (data.find(b"\r\n", fresh) >= 0 and not _FIRST_LINE.match(data)):
+        raise Malformed(_NO_HEAD)
+    return 0
+
+
+def parse_request(head: bytes) -> Request:
+    """A request's head, whole and alone."""
+    match = _REQUEST.fullmatch(head)
+    if match is None:
+        raise Malformed(_NO_HEAD)
+    method, target, minor, block = match.groups()
+    framing: dict[bytes, bytes] = {}
+    fields, options = _fields(block, framing)
+    host = framing.get(b"host", b"")
+    if len(host) > MAX_HOST or not _HOST.fullmatch(host):
+        raise Malformed("no Host, or none that is a host")
+    is_http_1_0 = minor == b"0"
+    length, is_chunked = _framing(framing, is_http_1_0=is_http_1_0)
+    expect = framing.get(b"expect", b"").lower()
+    if expect not in (b"", b"100-continue"):
+        raise Malformed("an Expect that is not 100-continue")
+    upgrade = framing.get(b"upgrade", b"").lower()
+    return Request(
+        method=method,
+        target=target if target[:1] == b"/" else _origin_form(method, target, host),
+        is_http_1_0=is_http_1_0,
+        host=host if host.isascii() else _a_labels(host),
+        fields=fields,
+        options=options,
+        length=length,
+        is_chunked=is_chunked,
+        expects_continue=bool(expect) and not is_http_1_0 and (is_chunked or bool(length)),
+        upgrades=(
+            upgrade == b"websocket"
+            and b"upgrade" in options
+            and method == b"GET"
+            and not is_http_1_0
+            and length is None
+            and not is_chunked
+        ),
+    )
+
+
+def parse_response(head: bytes) -> Response:
+    """A response's head, whole and alone."""
+    match = _RESPONSE.fullmatch(head)
+    if match is None:
+        raise Malformed(_NO_HEAD)
+    minor, status, phrase, block = match.groups()
+    framing: dict[bytes, bytes] = {}
+    fields, options = _fields(block, framing)
+    is_http_1_0 = minor == b"0"
+    length, is_chunked = _framing(framing, is_http_1_0=is_http_1_0)
+    code = int(status)
+    keeps_alive = b"keep-alive" in options if is_http_1_0 else b"close" not in options
+    if code == 204 and (length or is_chunked):
+        keeps_alive = False  # it may send the body that it may not have
+    upgrade = framing.get(b"upgrade", b"").lower()
+    return Response(code, phrase or b"", fields, options, length, is_chunked, keeps_alive, upgrade)
+
+
+def passing(fields: Fields, options: frozenset[bytes]) -> list[bytes]:
+    """The lines of the fields that pass on, in pieces, written anew; what `Connection` names stays behind."""
+    if not options <= _WITHOUT_FIELDS:
+        fields = [field for field in fields if field[0].lower() not in options or not may_be_named_away(field[2])]
+    lines: list[bytes] = []
+    for name, value, _ in fields:
+        lines += (name, b": ", value, b"\r\n")
+    return lines
+
+
+def write_request(request: Request, host: bytes, added: bytes) -> bytes:
+    """The head as the backend gets it: to this host, with these lines of ours."""
+    lines = [request.method, b" ", request.target, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
+    lines += passing(request.fields, request.options)
+    lines.append(added)
+    if request.is_chunked:
+        lines.append(_CHUNKED)
+    elif request.length is not None:
+        lines.append(b"Content-Length: %d\r\n" % request.length)
+    if request.expects_continue:
+        lines.append(b"Expect: 100-continue\r\n")
+    if request.upgrades:
+        lines.append(_UPGRADE)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def write_response(response: Response, request: Request, *, is_chunked: bool, is_last: bool) -> bytes:
+    """The head of a final response as the client of this request gets it."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (response.status, response.phrase)]
+    lines += passing(response.fields, response.options)
+    if is_chunked:
+        lines.append(_CHUNKED)
+    elif response.length is not None and response.status != 204:
+        lines.append(b"Content-Length: %d\r\n" % response.length)
+    if is_last:
+        lines.append(b"Connection: close\r\n")
+    elif request.is_http_1_0:
+        lines.append(b"Connection: keep-alive\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def write_interim(response: Response) -> bytes:
+    """The head of a 1xx response as the client gets it."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (response.status, response.phrase)]
+    lines += passing(response.fields, response.options)
+    if response.status == SWITCHING_PROTOCOLS:
+        lines.append(_UPGRADE)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def host_name(host: bytes) -> str:
+    """A Host that was parsed, without its port."""
+    match = _HOST.fullmatch(host)
+    return match[1].decode("ascii") if match else ""
+
+
+def _fields(block: bytes, framing: dict[bytes, bytes]) -> tuple[Fields, frozenset[bytes]]:
+    """The fields that may pass on; those that frame, once each, into `framing`; what `Connection` names."""
+    pairs = _FIELD.findall(block)
+    if len(pairs) > MAX_FIELDS:
+        raise TooLarge("too many fields")
+    fields: Fields = []
+    options: list[bytes] = []
+    for name, text in pairs:
+        known = SPELLINGS.get(name) or learn(name)
+        kind = known.kind
+        if not kind:
+            fields.append((name, text.strip(b" \t"), known))
+        elif kind is Kind.DISGUISED:
+            raise Malformed("a field that frames, in disguise")
+        elif kind is Kind.FRAMES:
+            value = text.strip(b" \t")
+            if known.canonical == b"connection":
+                options += _options(value)
+            elif known.canonical in framing:
+                raise Malformed("a field twice that may stand once")
+            else:
+                framing[known.canonical] = value
+    return fields, frozenset(options)
+
+
+def _options(value: bytes) -> list[bytes]:
+    options = []
+    for part in value.split(b","):
+        match = _OPTION.fullmatch(part)
+        if match is None:
+            raise Malformed("a Connection that is no list of names")
+        options.append(match[1].lower())
+    return options
+
+
+def _framing(framing: dict[bytes, bytes], *, is_http_1_0: bool) -> tuple[int | None, bool]:
+    """Content-Length, and whether the body is chunked: one of them at most."""
+    length, coding = framing.get(b"content-length"), framing.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None or is_http_1_0 or coding != b"chunked":
+            raise Malformed("a Transfer-Encoding that is not chunked, alone")
+        return None, True
+    if length is None:
+        return None, False
+    if not _LENGTH.fullmatch(length):
+        raise Malformed("a Content-Length that is no number")
+    return int(length), False
+
+
+def _a_labels(host: bytes) -> bytes:
+    """A Host in another script in ASCII, which is what is compared and what is passed on."""
+    try:
+        ascii_host = host.decode().encode("idna")
+    except UnicodeError:
+        ascii_host = b""
+    if not _HOST.fullmatch(ascii_host):
+        raise Malformed("no Host, or none that is a host")
+    return ascii_host
+
+
+def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
+    """An absolute target without its authority, which must be the Host's."""
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None or method == b"CONNECT" or match[1].lower() != host.lower():
+        raise Malformed("a target that is no path, or of another host")
+    return (match[2] or b"/") + (match[3] or b"")
+
+
+# Bodies
+
+
+class Decoded(NamedTuple):
+    """What some bytes of a message's body hold."""
+
+    pieces: list[memoryview]
+    """Views of what was fed, or of copies."""
+    used: int
+    """Bytes of what was fed that belong to the message; more only once it has ended."""
+
+
+class Sized:
+    """A body of a known length."""
+
+    ends_with_connection = False
+
+    def __init__(self, length: int) -> None:
+        """Expect so many bytes."""
+        self._left = length
+        self.ended = not length
+
+    def feed(self, data: memoryview | bytes) -> Decoded:
+        """Take the next bytes."""
+        piece = memoryview(data)[: self._left]
+        self._left -= len(piece)
+        self.ended = not self._left
+        return Decoded([piece] if piece else [], len(piece))
+
+
+class UntilEnd:
+    """A response's body that goes to the end of the connection; `ended` is for the caller to judge."""
+
+    ends_with_connection = True
+    ended = False
+
+    def feed(self, data: memoryview | bytes) -> Decoded:
+        """Take the next bytes."""
+        return Decoded([memoryview(data)], len(data))
+
+
+class Chunked:
+    """A chunked body (RFC 9112 section 7.1). Extensions and trailers are checked, bounded, and dropped."""
+
+    ends_with_connection = False
+
+    def __init__(self) -> None:
+        """Expect the first chunk."""
+        self._held = b"\r\n"
+        """The beginning of what was cut. A size stands behind the CRLF of the chunk before; the first behind this."""
+        self._left = 0
+        self._extensions = 0
+        self._in_trailers = False
+        self.ended = False
+
+    def feed(self, data: memoryview | bytes) -> Decoded:
+        """Take the next bytes. Raises Malformed at the first that cannot be right."""
+        held = len(self._held)
+        view = memoryview(self._held + bytes(data)) if held else memoryview(data)
+        self._held = b""
+        pieces: list[memoryview] = []
+        at, end = 0, len(view)
+        while not self.ended:
+            if self._left:
+                piece = view[at : at + self._left]
+                if piece:
+                    pieces.append(piece)
+                    at += len(piece)
+                    self._left -= len(piece)
+                if self._left:
+                    break
+            step = self._end_trailers(view, at) if self._in_trailers else self._begin_chunk(view, at)
+            if not step:
+                self._held = bytes(view[at:])
+                at = end
+                break
+            at += step
+        return Decoded(pieces, at - held)
+
+    def _begin_chunk(self, view: memoryview, at: int) -> int:
+        """Bytes of the line with the next size, and the CRLF before it; 0 if it is cut."""
+        match = _CHUNK_START.match(view, at, at + MAX_CHUNK_LINE)
+        if match is None:
+            if len(view) - at >= MAX_CHUNK_LINE or (at < len(view) and not _CUT_CHUNK_START.fullmatch(view, at)):
+                raise Malformed("a chunk's size is not as HTTP/1.1 has it")
+            return 0
+        self._extensions += len(match[2] or b"")
+        if self._extensions > MAX_EXTENSIONS:
+            raise Malformed("too many chunk extensions")
+        self._left = int(match[1], 16)
+        self._in_trailers = not self._left
+        return match.end() - at
+
+    def _end_trailers(self, view: memoryview, at: int) -> int:
+        """Bytes of the trailers and the line that ends the body; 0 if they are cut."""
+        match = _TRAILERS.match(view, at, at + MAX_TRAILERS)
+        if match is None:
+            if len(view) - at >= MAX_TRAILERS or not _CUT_TRAILERS.fullmatch(view, at):
+                raise Malformed("trailers that are not as HTTP/1.1 has them")
+            return 0
+        self.ended = True
+        return match.end() - at
+
+
+Body = Sized | UntilEnd | Chunked
+
+
+def chunk(pieces: list[memoryview]) -> bytes:
+    """One chunk of all the pieces; nothing of nothing, since an empty chunk would end the body."""
+    size = sum(map(len, pieces))
+    return b"".join((b"%x\r\n" % size, *pieces, b"\r\n")) if size else b""
