@@ -8,3 +8,4 @@ threads = 8
 keepalive = 910  # seconds: longer than the 900 for which Cloudflare's edge keeps a connection
 worker_connections = 4096  # kept connections that wait for their next request count too
 graceful_timeout = 30
+control_socket_disable = True  # newer ones make a socket in the home directory, which a service need not have
