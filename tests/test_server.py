@@ -188,6 +188,19 @@ def test_600_silent_sockets_keep_nobody_out(serve: Serve, client_credentials: Cr
     server.wait_for("connection", count=603)
 
 
+def test_nobody_is_pushed_out_unheard(serve: Serve, client_credentials: CredentialFiles) -> None:
+    """Who has said hello is not closed for those who stood behind in the kernel's queue, however many they are."""
+    server = serve(listen=False, limits={"unauthenticated": 8})
+    with TlsClient(server.address, client_context(client_credentials)) as client, contextlib.ExitStack() as stack:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.tls.do_handshake()
+        client._flush()
+        silent(server, 30, stack)
+        server.listen()
+        client.handshake(with_data=GET)
+        assert client.receive_exactly(len(HELLO)) == HELLO
+
+
 def test_everybody_has_a_record(serve: Serve) -> None:
     """Also who must leave in the same turn of the loop."""
     server = serve(listen=False, limits={"unauthenticated": 2})
@@ -392,9 +405,11 @@ def test_new_limits_and_levels_count_at_once(
 ) -> None:
     """Limits, log level and the rate of refusals are those of the snapshot that is served."""
     server = serve()
-    bundle = make_bundle(server_credentials, client_ca, limits={"connections": 7}, level="info", refusals_per_second=3)
+    limits = {"connections": 7, "handshakes_per_turn": 2}
+    bundle = make_bundle(server_credentials, client_ca, limits=limits, level="info", refusals_per_second=3)
     server.loop.call(server.server.switch, snapshot.build(bundle, 2, server.key_log))
     assert server.server._capacity.connections == 7
+    assert server.server.turns.at_most == 2
     assert not server.server.log.shows("debug")
     for _ in range(6):
         ask(server.address, client_context())
