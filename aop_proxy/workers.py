@@ -121,17 +121,21 @@ class Parent:
         return AdminChild(settings.admin, settings.user, self._log, self._ledger) if settings.admin else None
 
     def _status(self) -> str:
-        return f"Serving, generation {self._generation}, {len(self._listeners)} workers"
+        return f"Serving, generation {self._generation}, workers: {len(self._listeners)}"
 
     async def _feed_watchdog(self) -> None:
         """Tell whoever watches that we live, as long as every worker answers; who does not is killed, and replaced."""
         beat = self._manager.watchdog / WATCHDOG_BEATS
         while beat:
-            async with self._changing:
-                answers = await asyncio.gather(*(worker.ask(Ping(), beat) for worker in self._alive()))
-            if answers and None not in answers:
+            # In a reload they are asked already, and have longer: building what is new takes its time.
+            if self._changing.locked() or await self._do_all_answer(beat):
                 self._manager.alive()
             await asyncio.sleep(beat)
+
+    async def _do_all_answer(self, patience: float) -> bool:
+        async with self._changing:
+            answers = await asyncio.gather(*(worker.ask(Ping(), patience) for worker in self._alive()))
+        return bool(answers) and None not in answers
 
     # Starting and replacing.
 

@@ -162,15 +162,15 @@ def test_states_are_told(config: Config, systemd: NotifySocket) -> None:
     """Ready when it serves and not before; reloading, and ready again whatever came of it; stopping, and for how long."""
     with Proxy(config, env=systemd.environment) as proxy:
         ready = systemd.receive()
-        assert (ready["READY"], ready["STATUS"]) == ("1", "Serving, generation 1, 1 workers")
+        assert (ready["READY"], ready["STATUS"]) == ("1", "Serving, generation 1, workers: 1")
         proxy.signal(signal.SIGHUP)
         assert systemd.receive()["RELOADING"] == "1"
-        assert systemd.receive() == {"READY": "1", "STATUS": "Serving, generation 2, 1 workers"}
+        assert systemd.receive() == {"READY": "1", "STATUS": "Serving, generation 2, workers: 1"}
         proxy.write_config({**config, "nonsense": 1})
         proxy.signal(signal.SIGHUP)
         assert systemd.receive()["RELOADING"] == "1"
         status = systemd.receive()["STATUS"]
-        assert status.startswith("Serving, generation 2, 1 workers; not reloaded: nonsense: is not a known key")
+        assert status.startswith("Serving, generation 2, workers: 1; not reloaded: nonsense: is not a known key")
         proxy.terminate()
         stopping = systemd.receive()
         assert stopping["STOPPING"] == "1"
@@ -229,6 +229,20 @@ def test_a_worker_that_hangs_is_replaced(
         assert proxy.wait_for("worker_exited")["pid"] == hung
         systemd.wait_for("WATCHDOG")
         assert ask(proxy.address, client_context(client_credentials)).status == 200
+
+
+def test_a_reload_may_take_its_time(config: Config, systemd: NotifySocket) -> None:
+    """While workers build what is new the watchdog is fed: they have longer for that."""
+    with Proxy(config, env={**systemd.environment, **WATCHED}) as proxy:
+        systemd.wait_for("WATCHDOG")
+        os.kill(proxy.worker_pids[0], signal.SIGSTOP)
+        proxy.signal(signal.SIGHUP)
+        systemd.wait_for("RELOADING")
+        for _ in range(2):
+            assert systemd.receive() == {"WATCHDOG": "1"}
+        os.kill(proxy.worker_pids[0], signal.SIGCONT)
+        proxy.wait_for("reloaded")
+        assert proxy.events("worker_exited") == []
 
 
 def test_nobody_is_killed_unwatched(config: Config, systemd: NotifySocket) -> None:
