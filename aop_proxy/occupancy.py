@@ -36,7 +36,7 @@ def listening() -> Iterator[tuple[Place, str]]:
         try:
             with open(table, encoding="ascii") as lines:
                 yield from parse(lines)
-        except OSError:
+        except (OSError, ValueError):  # there is none, or one that only looks like Linux's
             continue
 
 

@@ -41,6 +41,13 @@ def test_the_kernels_table(table: str, expected: list[str]) -> None:
     assert expected == [f"{place.address} {place.port} {inode}" for place, inode in found]
 
 
+@pytest.mark.parametrize("line", ["nonsense", "0: 0100007F 0 0A 0 0 0 0 0 1", "0: xyz:0050 0 0A 0 0 0 0 0 1"])
+def test_a_table_that_only_looks_like_one(line: str) -> None:
+    """It is not read, which `listening` takes as there being none."""
+    with pytest.raises(ValueError, match=r"."):
+        list(occupancy.parse([HEADING, line]))
+
+
 def test_sockets_of_this_machine_are_seen() -> None:
     """One that listens is in the list, and one that does not is not."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as bound:
