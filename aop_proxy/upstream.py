@@ -82,6 +82,8 @@ class _Attempt:
     failures: int = 0
     failure: Reason = Reason.UPSTREAM_UNREACHABLE
     """The last one."""
+    not_ours: tuple[str, str] | None = None
+    """An upstream that could not be tried from the client's address, and why."""
 
 
 class Dialler:
@@ -113,6 +115,8 @@ class Dialler:
                 dialled = await self._try(backend, attempt)
                 if dialled is not None:
                     return dialled
+        if attempt.not_ours and not attempt.failures:
+            self._tell_not_ours(*attempt.not_ours)
         return attempt.failure
 
     async def _try(self, backend: Backend, attempt: _Attempt) -> Dialled | None:
@@ -145,11 +149,14 @@ class Dialler:
         return True
 
     def _fail(self, place: str, url: str, error: OSError, attempt: _Attempt) -> None:
+        if isinstance(error, _NotOurs):  # another upstream may be of the client's version of IP
+            attempt.not_ours = url, str(error)
+            return
         is_timeout = isinstance(error, TimeoutError)
         attempt.failures += 1
         attempt.failure = Reason.UPSTREAM_TIMEOUT if is_timeout else Reason.UPSTREAM_UNREACHABLE
         # What depends on the name that a client asked for, or on ourselves, says nothing about the backend.
-        if not isinstance(error, ssl.SSLError | _NotOurs) and error.errno not in _OUR_OWN:
+        if not isinstance(error, ssl.SSLError) and error.errno not in _OUR_OWN:
             self._health.failed(place, url, "no answer in time" if is_timeout else error.strerror or str(error))
 
     async def _addresses(self, upstream: Upstream, attempt: _Attempt) -> list[Address]:
@@ -177,7 +184,7 @@ class Dialler:
         end = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             if source is not None:
-                self._speak_as(end, source, backend.upstream.url)
+                _speak_as(end, source)
             code = _begin(end, *address)
             if code == 0 and backend.upstream.tls is None:
                 return Dialled(end, backend.upstream, header)  # what is near and in clear needs no timer
@@ -198,16 +205,6 @@ class Dialler:
             self._poller.forget(end.fileno())
             end.close()
             raise
-
-    def _speak_as(self, end: socket.socket, source: str, url: str) -> None:
-        try:
-            speak_as(end, source)
-        except OSError as error:
-            if self._may_tell(url):
-                self._log.event(
-                    "warning", "upstream_not_dialled", upstream=url, why=error.strerror, worker=self._worker
-                )
-            raise _NotOurs from error
 
     async def _connected(self, end: socket.socket, address: str | tuple[str, int], code: int) -> None:
         """Wait for a connect that is under way. Raises OSError if it comes to nothing."""
@@ -261,12 +258,25 @@ class Dialler:
                 worker=self._worker,
             )
 
+    def _tell_not_ours(self, url: str, why: str) -> None:
+        """Nothing was tried: that is neither this backend's doing nor that of its network."""
+        self._note(url, 0.0, Reason.UPSTREAM_UNREACHABLE)
+        if self._may_tell(url):
+            self._log.event("warning", "upstream_not_dialled", upstream=url, why=why, worker=self._worker)
+
     def _may_tell(self, url: str) -> bool:
         now = self._poller.loop.time()
         if now < self._quiet_until.get(url, 0):
             return False
         self._quiet_until[url] = now + TELL_EVERY
         return True
+
+
+def _speak_as(end: socket.socket, source: str) -> None:
+    try:
+        speak_as(end, source)
+    except OSError as error:
+        raise _NotOurs(error.strerror) from error
 
 
 def _begin(end: socket.socket, family: socket.AddressFamily, address: str | tuple[str, int]) -> int:

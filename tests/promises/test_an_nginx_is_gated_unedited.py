@@ -146,6 +146,8 @@ def test_the_edge_is_served_and_known_by_its_address(gated: World, family: int) 
     path = f"edge-{family}"
     assert gated.edges_answer(family, path).body == "nginx's word"
     assert gated.seen_by_nginx(path) == [f"{EDGE[family]} 443 example.com /{path}"]
+    # The upstream of the other version of IP is passed over in silence: it has not failed.
+    assert gated.proxy.events("upstream_not_dialled") == []
 
 
 @FAMILIES
