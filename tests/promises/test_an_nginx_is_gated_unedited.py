@@ -112,7 +112,7 @@ def world(
 def _wait_for_nginx(world: World, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             assert world.strangers_answer(0, "ready").status == 200
             return
     raise AssertionError("NGINX does not serve")

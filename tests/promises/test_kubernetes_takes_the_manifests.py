@@ -175,4 +175,5 @@ def test_the_application_is_reached_through_the_gate_alone() -> None:
     assert policy["policyTypes"] == ["Ingress"]
     (app,) = [container for container in PODS["sidecar"]["containers"] if container["name"] == "app"]
     assert app["args"][app["args"].index("--bind") + 1] == "127.0.0.1:8000"
+    assert int(app["args"][app["args"].index("--keep-alive") + 1]) > 900
     assert "ports" not in app
