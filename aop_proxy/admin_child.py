@@ -127,9 +127,9 @@ class AdminChild:
         """Tell the child the state until it is gone."""
         with contextlib.suppress(ConnectionError):
             while True:
+                self._news.clear()
                 child.write(json.dumps(self._ledger.state()).encode() + b"\n")
                 await child.drain()
-                self._news.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), TELL_EVERY)
 

@@ -17,6 +17,7 @@ NOBODY = 65534
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 1, 4, 8
 _CAPABILITY_VERSION_3, _CAP_NET_ADMIN = 0x20080522, 12
 """linux/capability.h."""
+_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
 
 
 def find_user(user: str) -> pwd.struct_passwd:
@@ -72,16 +73,20 @@ def _keep_net_admin_alone() -> None:
 
     Where it was not there to be kept nothing is: whoever needs it will be told.
     """
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     kept = 1 << _CAP_NET_ADMIN
-    if ctypes.CDLL(None).capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
-        ctypes.CDLL(None).capset(header, bytes(24))
+    if ctypes.CDLL(None).capset(_HEADER, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
+        ctypes.CDLL(None).capset(_HEADER, bytes(24))
 
 
 def keep_no_privileges(user: str | None) -> None:
-    """As `drop_privileges`, but root becomes nobody where no other user is named. OSError if it may not."""
+    """As `drop_privileges`, but root becomes nobody where no other user is named, and no capability stays.
+
+    A service manager may have given some to a user that is not root. Raises OSError if root may become nobody else.
+    """
     if user is None and os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
     drop_privileges(user)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).capset(_HEADER, bytes(24))
