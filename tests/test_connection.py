@@ -32,9 +32,12 @@ from actors import (
     reset_after_request,
     speak_first,
 )
+from aop_proxy.connection import Connection
 from aop_proxy.model import Dial, Listen, Upstream
 from aop_proxy.proxy_protocol import Complete, Header, encode_v1, encode_v2, parse
+from aop_proxy.reasons import Reason
 from aop_proxy.relay import MAX_WORDLESS
+from aop_proxy.tls import Accepted
 from certificates import QUARTER, Authority, CredentialFiles, Credentials, key_pem, make_key
 from in_process import LOOPS, InProcessServer, LoopThread, make_bundle
 from tls13 import Tls13Client
@@ -229,6 +232,41 @@ def test_a_certificate_that_fails(
     assert is_refused(answer, record, 400, "The SSL certificate error", "self_signed")
     assert (record["subject"], record["fingerprint"]) == ("CN=stranger.example", stranger.fingerprint)
     assert "stranger" not in answer.body
+    assert backend.connections == []
+
+
+@pytest.mark.parametrize("mode", [ssl.CERT_OPTIONAL, ssl.CERT_NONE], ids=lambda mode: mode.name)
+def test_a_context_that_forgot_to_ask_opens_nothing(
+    serve: Serve, backend: RecordingBackend, mode: ssl.VerifyMode
+) -> None:
+    """Were a site's context ever less than it is made, who shows no certificate would still end before the backend."""
+    server = serve()
+    server.built.gates[0].context.verify_mode = mode
+    answer = ask(server.address, client_context())
+    assert b"" == answer.data
+    record = the_record(server)
+    assert ("failed", "internal_error") == (record["verdict"], record["reason"])
+    assert backend.connections == []
+
+
+def test_our_own_judgement_wants_a_certificate_too(serve: Serve, backend: RecordingBackend) -> None:
+    """Nor would a session do that let nobody's certificate pass: it is no_certificate to us, unless we observe."""
+    server = serve()
+    settings, accepted = server.built.settings, Accepted(None, None, b"", "TLS_AES_128_GCM_SHA256", None)  # type: ignore[arg-type]
+
+    def decide(enforcement: Any) -> tuple[Reason | None, Reason | None]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            server.server.snapshot = replace(server.built, settings=replace(settings, enforcement=enforcement))
+            connection = Connection(server.server, ours, "192.0.2.1:1")
+            connection._task.cancel()
+            decided = connection._decide(accepted), connection.record.would_refuse
+            server.server._admitted.discard(connection)
+            ours.close()
+        return decided
+
+    assert (Reason.NO_CERTIFICATE, None) == server.loop.call(decide, "enforce")
+    assert (None, Reason.NO_CERTIFICATE) == server.loop.call(decide, "observe")
     assert backend.connections == []
 
 

@@ -127,6 +127,15 @@ def test_what_openssl_refuses_is_refused(
     assert [] == backend.connections
 
 
+def test_a_name_that_cannot_be_read(
+    proxy: Proxy, backend: RecordingBackend, authority: Authority, tmp_path: Path
+) -> None:
+    """Nor can it be overruled that nobody can say whose certificate it is, though OpenSSL verified it."""
+    answer, line = visit(proxy, authority.issue("edge.example\0.evil").write(tmp_path, "nul"))
+    assert (400, "refused", "bad_certificate") == (answer.status, line["verdict"], line["reason"])
+    assert [] == backend.connections
+
+
 def test_a_backend_that_is_down(observed_site: dict[str, Any]) -> None:
     """Who would have been refused is told as that, and how it ended beside it."""
     down = {**observed_site, "upstream": "http://127.0.0.1:9"}
