@@ -76,7 +76,7 @@ class _Attempt:
     caller: Caller
     tries_all: bool = False
     """Nobody answered of those that are not known to be down."""
-    tried: set[str] = field(default_factory=set)
+    tried: set[tuple[int, str]] = field(default_factory=set)
     found: dict[str, list[Address]] = field(default_factory=dict)
     """What the names of upstreams were resolved to."""
     failures: int = 0
@@ -127,12 +127,12 @@ class Dialler:
         source = attempt.caller.source()[0] if backend.upstream.transparent else None
         for address in await self._addresses(backend.upstream, attempt):
             place = in_words(address)
-            if not self._is_next(place, attempt):
+            if not self._is_next(backend, place, attempt):
                 continue
             try:
                 dialled = await self._reach(backend, address, attempt, header, source)
             except OSError as error:
-                self._fail(place, url, error, attempt)
+                self._fail(place, backend.upstream, error, attempt)
             else:
                 self._health.answered(place, url)
                 self._note(url, time.monotonic() - began, None)
@@ -141,23 +141,26 @@ class Dialler:
             self._note(url, time.monotonic() - began, attempt.failure)
         return None
 
-    def _is_next(self, place: str, attempt: _Attempt) -> bool:
-        """Whether to try an address now; each is tried once."""
-        if place in attempt.tried or not (attempt.tries_all or self._health.is_worth_a_try(place)):
+    def _is_next(self, backend: Backend, place: str, attempt: _Attempt) -> bool:
+        """Whether to try an address now; each is tried once, and again for a backend that is spoken to otherwise."""
+        way = (id(backend), place)
+        if way in attempt.tried or not (attempt.tries_all or self._health.is_worth_a_try(place)):
             return False
-        attempt.tried.add(place)
+        attempt.tried.add(way)
         return True
 
-    def _fail(self, place: str, url: str, error: OSError, attempt: _Attempt) -> None:
+    def _fail(self, place: str, upstream: Upstream, error: OSError, attempt: _Attempt) -> None:
         if isinstance(error, _NotOurs):  # another upstream may be of the client's version of IP
-            attempt.not_ours = url, str(error)
+            attempt.not_ours = upstream.url, str(error)
             return
         is_timeout = isinstance(error, TimeoutError)
         attempt.failures += 1
         attempt.failure = Reason.UPSTREAM_TIMEOUT if is_timeout else Reason.UPSTREAM_UNREACHABLE
-        # What depends on the name that a client asked for, or on ourselves, says nothing about the backend.
-        if not isinstance(error, ssl.SSLError) and error.errno not in _OUR_OWN:
-            self._health.failed(place, url, "no answer in time" if is_timeout else error.strerror or str(error))
+        # What depends on the client's name or address, or on ourselves, says nothing about the backend.
+        if not (upstream.transparent or isinstance(error, ssl.SSLError) or error.errno in _OUR_OWN):
+            self._health.failed(
+                place, upstream.url, "no answer in time" if is_timeout else error.strerror or str(error)
+            )
 
     async def _addresses(self, upstream: Upstream, attempt: _Attempt) -> list[Address]:
         """Every address of an upstream in the resolver's order; none if its name does not resolve."""
@@ -171,7 +174,7 @@ class Dialler:
         try:
             found = await self._resolver.addresses(upstream.host, upstream.port, attempt.deadline)
         except OSError as error:
-            self._fail(upstream.host, upstream.url, error, attempt)
+            self._fail(upstream.host, upstream, error, attempt)
             return []
         self._health.answered(upstream.host, upstream.url)
         return found

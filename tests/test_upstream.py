@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from actors import PATIENCE, free_port
 from aop_proxy import model
 from aop_proxy.endpoint import Stream
 from aop_proxy.log import Log
-from aop_proxy.model import Upstream
+from aop_proxy.model import Upstream, UpstreamTls
 from aop_proxy.poller import Poller
 from aop_proxy.reasons import Reason
 from aop_proxy.upstream import Caller, Dialled, Dialler
-from aop_proxy.upstream_tls import Backend
+from aop_proxy.upstream_tls import Backend, upstream_context
+from certificates import Authority
 from in_process import POLLERS, LoopThread, watching
 
 HURRY = 0.08
@@ -45,6 +47,10 @@ class Phone:
         assert 0 < seconds < PATIENCE
         self.told.append((url, failure))
 
+    def stop_the_clock(self) -> None:
+        """Nothing that is skipped has its turn again, however slow this machine is."""
+        self._dialler._health._monotonic = lambda: 0.0
+
     def dial(
         self, *upstreams: Upstream | Backend, deadline: float = PATIENCE, caller: Caller = NOBODY
     ) -> Coroutine[Any, Any, Dialled | Reason]:
@@ -68,7 +74,7 @@ class Phone:
 
         return end
 
-    def connect(self, *upstreams: Upstream, deadline: float = PATIENCE) -> tuple[socket.socket, Upstream]:
+    def connect(self, *upstreams: Upstream | Backend, deadline: float = PATIENCE) -> tuple[socket.socket, Upstream]:
         """Dial with success."""
         outcome = self(*upstreams, deadline=deadline)
         assert not isinstance(outcome, Reason)
@@ -266,6 +272,7 @@ def test_each_address_has_its_own_deadline(dialler: Phone, silent: Upstream, bac
 
 def test_who_failed_is_skipped(dialler: Phone, refusing: Upstream, silent: Upstream, backend: Upstream) -> None:
     """The next dial goes to the one that answers at once; the first is tried again where nobody else is left."""
+    dialler.stop_the_clock()
     dialler.connect(refusing, silent, backend, deadline=HURRY)[0].close()
     dialler.told.clear()
     dialler.connect(refusing, silent, backend, deadline=HURRY)[0].close()
@@ -275,8 +282,18 @@ def test_who_failed_is_skipped(dialler: Phone, refusing: Upstream, silent: Upstr
         dialler.connect(refusing, silent)[0].close()
 
 
+def test_one_address_spoken_to_in_two_ways(dialler: Phone, backend: Upstream) -> None:
+    """That it does not speak TLS does not keep it from being dialled in clear."""
+    contexts = {"http/1.1": upstream_context(Authority().pem, None, "http/1.1")}
+    in_tls = Backend(replace(backend, url=backend.url.replace("http", "https"), tls=UpstreamTls()), contexts)
+    end, upstream = dialler.connect(in_tls, backend, deadline=HURRY)
+    end.close()
+    assert upstream is backend
+
+
 def test_what_was_not_tried_is_not_told(dialler: Phone, refusing: Upstream, backend: Upstream) -> None:
     """A backend that was skipped has not failed another time, whether its address is known or has to be looked up."""
+    dialler.stop_the_clock()
     named = tcp("localhost", refusing.port)
     dialler.connect(refusing, named, backend)[0].close()
     dialler.told.clear()

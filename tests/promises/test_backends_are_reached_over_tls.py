@@ -190,12 +190,15 @@ def test_a_hundred_megabytes_each_way(site: Site, ca: Ca, client_credentials: Cr
 def _echo(backend: TlsBackend) -> bytes:
     with backend.accept() as accepted:
         accepted.sock.settimeout(None)
-        received = []
-        while data := accepted.receive():
-            received.append(hashlib.sha256(data).digest() and data)
-            accepted.send(data)
+
+        def echo() -> Iterator[bytes]:
+            while data := accepted.receive():
+                accepted.send(data)
+                yield data
+
+        digest = summary(echo())
         accepted.close_notify()
-        return summary(received)
+        return digest
 
 
 async def test_websocket(
