@@ -5,7 +5,9 @@ import hashlib
 import os
 import signal
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,6 +274,46 @@ def _refuse(backend: TlsBackend) -> None:
             accepted.handshake()
         accepted._flush()
         accepted._tcp_end()
+
+
+def test_a_backend_may_renew_its_keys(site: Site, ca: Ca, client_credentials: CredentialFiles) -> None:
+    """Whether it asks us to do the same or not, what both say then still arrives."""
+    port, credentials = free_port(), ca.issue("localhost")
+    command = [
+        require_peer("openssl"), "s_server", "-accept", str(port), "-tls1_3", "-naccept", "1",
+        "-cert", str(credentials.certificate), "-key", str(credentials.private_key),
+    ]  # fmt: skip
+    upstream = {"url": f"https://127.0.0.1:{port}", "ca": ca.pem}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as backend:
+        assert backend.stdin is not None
+        assert backend.stdout is not None
+        patience = threading.Timer(3 * PATIENCE, backend.kill)  # then its lines end
+        patience.start()
+        _wait_for(backend.stdout, "ACCEPT")
+        with (
+            in_front_of(site, upstream) as proxy,
+            TlsClient(proxy.address, client_context(client_credentials)) as client,
+        ):
+            client.handshake(with_data=b"first\n")
+            _wait_for(backend.stdout, "first")
+            for letter in "kKkK":
+                backend.stdin.write(f"{letter}\n")
+                backend.stdin.flush()
+                client.send(b"ping\n")  # which it reads behind the letter
+                _wait_for(backend.stdout, "ping")
+                backend.stdin.write("said\n")
+                backend.stdin.flush()
+                assert b"said\n" == client.receive_exactly(5)
+                client.send(b"heard\n")
+                _wait_for(backend.stdout, "heard")
+        patience.cancel()
+        backend.kill()
+
+
+def _wait_for(lines: Iterable[str], word: str) -> None:
+    assert any(word in line for line in lines), f"{word} was not said"
 
 
 # Who is refused
