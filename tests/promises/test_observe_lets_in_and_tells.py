@@ -23,7 +23,7 @@ from actors import (
     client_context,
     run_command,
 )
-from aop_proxy.proxy_protocol import NOT_ALLOWED, PP2_CLIENT_SSL, Complete, parse
+from aop_proxy.proxy_protocol import PP2_CLIENT_SSL, Complete, parse
 from aop_proxy.reasons import Reason
 from certificates import REFUSED, Authority, CredentialFiles
 
@@ -80,7 +80,7 @@ def test_an_identity_that_is_not_listed(
     assert ["would_refuse", "identity_not_allowed", "CN=other.example"] == [
         line[key] for key in ("verdict", "reason", "subject")
     ]
-    assert (7, NOT_ALLOWED, True) == told(backend)
+    assert (7, 50, True) == told(backend)  # X509_V_ERR_APPLICATION_VERIFICATION
 
 
 def test_who_may_pass_is_accepted(proxy: Proxy, backend: RecordingBackend, client_credentials: CredentialFiles) -> None:
