@@ -357,14 +357,16 @@ class Connection:
         """What requests are held to, and what the backend is told of the client with each."""
         site, (address, _) = self._gate.site, self._source()
         place = next(index for index, gate in enumerate(self._snapshot.gates) if gate is self._gate)
+        caller = Caller(normalise_host(self.record.sni), "http/1.1")
+        speaks_tls = any(upstream.tls for upstream in site.upstream)  # and so to one name only
         is_verified = accepted.certificate is not None and self.record.would_refuse is None
         certificate = accepted.certificate if is_verified else None
         return Terms(
             site=site,
             secret=self._gate.secret,
             backends=self._gate.backends,
-            caller=Caller(normalise_host(self.record.sni), "http/1.1"),
-            generation=self._snapshot.generation,
+            caller=caller,
+            pool_key=f"{self._snapshot.generation} {place} {caller.server_name if speaks_tls else None}",
             introduction=Introduction(site.http.fields, address, certificate, self.record.would_refuse),
             is_host=functools.partial(is_host_of, self.record.sni, self._snapshot.hosts, place),
             is_verified=is_verified,

@@ -47,7 +47,8 @@ class Terms(NamedTuple):
     site: Site
     backends: tuple[Backend, ...]
     caller: Caller
-    generation: int
+    pool_key: str
+    """What backend connections may be used for each other."""
     secret: Secret | None
     introduction: Introduction
     is_host: Callable[[str], bool]
@@ -78,7 +79,7 @@ class Exchange:
     """The requests of one connection."""
 
     __slots__ = (
-        "_answer", "_body", "_client", "_dialled", "_health_path", "_host", "_inbox", "_key", "_line", "_poller",
+        "_answer", "_body", "_client", "_dialled", "_health_path", "_host", "_inbox", "_line", "_patience", "_poller",
         "_record", "_server", "_spool", "_spooled", "_terms", "_upstream", "_waiter", "active_at",
         "deadline", "idle_since",
     )  # fmt: skip
@@ -97,7 +98,7 @@ class Exchange:
         self._client = TlsEnd(server.poller, server.buffers, client, self._wake, session)
         self._upstream: End | None = None
         self._dialled: Dialled | None = None
-        self._key = (terms.generation, terms.site.upstream, terms.caller.server_name)
+        self._patience = terms.site.http.response_timeout
         self._body: Body = Sized(0)
         """What reads the request's body."""
         self._spool: IO[bytes] | None = None
@@ -237,9 +238,9 @@ class Exchange:
         return Reason.CLOSED if request.is_last or request.has_body else None
 
     async def _is_backend_up(self) -> bool:
-        kept = self._server.pool.take(self._key)
+        kept = self._server.pool.take(self._terms.pool_key)
         if kept is not None:
-            self._server.pool.give(self._key, kept)
+            self._server.pool.give(self._terms.pool_key, kept)
             return True
         dialled = await self._dial()
         if isinstance(dialled, Reason):
@@ -333,8 +334,7 @@ class Exchange:
         if is_client_awaited or (self._body.ended and len(self._inbox) < MAX_AHEAD):
             self._client.listen()
         if not self._line.status:
-            patience = self._terms.site.http.response_timeout
-            self.deadline = None if is_client_awaited else self._poller.now + patience
+            self.deadline = None if is_client_awaited else self._poller.now + self._patience
 
     @property
     def _is_body_sent(self) -> bool:
@@ -364,7 +364,7 @@ class Exchange:
     async def _reach_backend(self, *, fresh: bool) -> bool:
         """Have a connection to the backend; whether it has served before."""
         self._close_upstream()
-        kept = None if fresh else self._server.pool.take(self._key)
+        kept = None if fresh else self._server.pool.take(self._terms.pool_key)
         dialled = kept or await self._dial()
         if isinstance(dialled, Reason):
             timed_out = dialled is Reason.UPSTREAM_TIMEOUT
@@ -440,8 +440,11 @@ class Exchange:
                 break
             if not data:
                 raise _Failed(Fault.BAD_RESPONSE)
-        if body.ended and used == len(data) and response.keeps_alive and self._is_body_sent:
-            self._server.pool.give(self._key, self._let_go())
+        # Nobody can know whether a backend has read the body of a request that it has answered: what it has not read
+        # it would take for the next one ("CL.0").
+        is_clean = body.ended and used == len(data) and response.keeps_alive and not request.has_body
+        if is_clean and self._is_body_sent:
+            self._server.pool.give(self._terms.pool_key, self._let_go())
         else:
             self._close_upstream()
         return Reason.CLOSED if is_last or self._server.is_draining else None

@@ -5,7 +5,6 @@ was asked for by nobody, and would be taken for the answer to the next request. 
 """
 
 import functools
-from collections.abc import Hashable
 
 from aop_proxy.endpoint import Stream
 from aop_proxy.poller import Poller
@@ -26,10 +25,10 @@ class Pool:
         """Watch the connections with `poller`."""
         self._poller = poller
         self._buffers = buffers
-        self._kept: dict[Hashable, dict[Stream, tuple[Dialled, float]]] = {}
+        self._kept: dict[str, dict[Stream, tuple[Dialled, float]]] = {}
         self._count = 0
 
-    def take(self, key: Hashable) -> Dialled | None:
+    def take(self, key: str) -> Dialled | None:
         """The connection used last for `key` that is still clean; it is the caller's to close now."""
         kept = self._kept.get(key)
         while kept:
@@ -40,7 +39,7 @@ class Pool:
             self._close(dialled)
         return None
 
-    def give(self, key: Hashable, dialled: Dialled) -> None:
+    def give(self, key: str, dialled: Dialled) -> None:
         """Keep a clean connection of `key`, or close it where there are enough."""
         kept = self._kept.setdefault(key, {})
         if len(kept) >= MAX_KEPT or self._count >= MAX_KEPT_IN_ALL:
@@ -65,13 +64,13 @@ class Pool:
                 self._remove(key, dialled)
                 self._close(dialled)
 
-    def _hear(self, key: Hashable, dialled: Dialled) -> None:
+    def _hear(self, key: str, dialled: Dialled) -> None:
         """Close one on which something came that nobody asked for: the backend's end of it, most likely."""
         if not self._is_silent(dialled.stream):
             self._remove(key, dialled)
             self._close(dialled)
 
-    def _remove(self, key: Hashable, dialled: Dialled) -> None:
+    def _remove(self, key: str, dialled: Dialled) -> None:
         self._poller.stop_reading(dialled.stream.fileno())
         kept = self._kept[key]
         del kept[dialled.stream]

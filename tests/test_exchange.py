@@ -243,6 +243,23 @@ def test_bytes_behind_a_response_belong_to_nobody(
     assert len(backend.connections) == 4
 
 
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nGET", b"Transfer-Encoding: chunked\r\n\r\n1\r\nG\r\n0\r\n\r\n"]
+)
+def test_a_body_may_have_been_left_unread(
+    serve: Serve, backend: RecordingBackend, good: ssl.SSLContext, body: bytes
+) -> None:
+    """And would be taken for the beginning of the next request, so no connection that carried one serves again."""
+    with connected(serve(), good) as client:
+        for number in range(1, 4):
+            client.send(POST + body)
+            assert client.receive_exactly(len(HELLO)) == HELLO
+            assert len(backend.connections) == number
+        client.send(POST + b"Content-Length: 0\r\n\r\n" + GET)
+        assert client.receive_exactly(2 * len(HELLO)) == 2 * HELLO
+    assert len(backend.connections) == 4
+
+
 # Bodies
 
 
