@@ -125,6 +125,22 @@ Visit = Callable[..., Answer]
 # Who is found
 
 
+def test_requests_of_one_name_share_a_connection(site: Site, ca: Ca, client_credentials: CredentialFiles) -> None:
+    """Where requests are read it is kept, session tickets and all; another name's requests never travel on it."""
+    port = free_port()
+    ca.issue("a.example", "b.example")
+    body = 'return 200 "$ssl_server_name $connection_requests";'
+    servers = [SERVER.format(port=port, name="a.example", options="", body=body)]
+    upstream = {"url": f"https://127.0.0.1:{port}", "ca": ca.pem}
+    context = client_context(client_credentials)
+    seen = []
+    with nginx(ca, servers, port), in_front_of({**site, "mode": "http"}, upstream) as proxy:
+        for name in ("a.example", "a.example", "b.example", "a.example"):
+            request = f"GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode()
+            seen.append(ask(proxy.address, context, request, server_name=name).body)
+    assert seen == ["a.example 1", "a.example 2", "b.example 1", "a.example 3"]
+
+
 def test_the_clients_name_finds_the_right_virtual_host(site: Site, ca: Ca, visit: Visit) -> None:
     """Each of many hosts behind one port is reached by its own name; one that NGINX has no certificate for is 502."""
     names = [f"host-{number}.example" for number in range(12)]
