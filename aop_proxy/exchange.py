@@ -234,6 +234,7 @@ class Exchange:
         if self._server.is_draining or not await self._is_backend_up():
             raise _Failed(Fault.NO_ROOM)
         self._line.status = 200
+        await asyncio.sleep(0)  # nothing else here waits: others have their turn, however many come at once
         self._client.send(_HEALTHY if request.method == b"HEAD" else _HEALTHY + b"ok\n")
         return Reason.CLOSED if request.is_last or request.has_body else None
 

@@ -120,19 +120,18 @@ def _json_string(text: str, limit: int) -> str:
     return _quote(escape(text, limit))
 
 
-def _json_value(value: Value, limit: int) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return _json_string(value, limit)
-    if isinstance(value, list):
-        return "[" + ",".join([_quote(escape(item, limit)) for item in value[:_MAX_ITEMS]]) + "]"
-    return repr(value)
-
-
 def _json_line(start: Mapping[str, str], fields: Mapping[str, Value], limit: int) -> bytes:
     words = [f'"{name}":"{word}"' for name, word in start.items()]
-    words += [f'"{name}":{_json_value(value, limit)}' for name, value in fields.items()]
+    for name, value in fields.items():  # in one piece: a call for each value would cost as much again
+        if isinstance(value, str):
+            words.append(f'"{name}":{_json_string(value, limit)}')
+        elif value is None:
+            words.append(f'"{name}":null')
+        elif isinstance(value, list):
+            items = ",".join([_quote(escape(item, limit)) for item in value[:_MAX_ITEMS]])
+            words.append(f'"{name}":[{items}]')
+        else:
+            words.append(f'"{name}":{value!r}')
     return ("{" + ",".join(words) + "}\n").encode("ascii")
 
 
