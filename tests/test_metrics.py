@@ -1,4 +1,4 @@
-"""Metrics of a state: their names, labels and numbers, held to the README, and judged by Prometheus's own tool."""
+"""Metrics of a state: their names, labels and numbers, held to the table in docs, and judged by Prometheus's own tool."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ from aop_proxy.reasons import Reason
 from aop_proxy.telemetry import ConnectionRecord
 
 UPSTREAMS = ("http://127.0.0.1:8000", 'unix:/run/my "app".sock')
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs/logs-and-metrics.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def test_openmetrics_where_it_is_asked_for(state: dict[str, Any]) -> None:
 
 
 def documented() -> Iterator[tuple[str, set[str], bool]]:
-    """Name, labels, and whether it is a histogram, of each row in the README."""
-    start = README.index("| metric | labels | meaning |")
-    for row in README[start : README.index("\n\n", start)].splitlines()[2:]:
+    """Name, labels, and whether it is a histogram, of each row in the table."""
+    start = PAGE.index("| metric | labels | meaning |")
+    for row in PAGE[start : PAGE.index("\n\n", start)].splitlines()[2:]:
         name, labels, meaning = (cell.strip() for cell in row.strip("|").split("|"))
         yield name.strip("`"), set(re.findall("`([a-z]+)`", labels)), meaning.startswith("histogram")
 

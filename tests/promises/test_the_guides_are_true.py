@@ -34,12 +34,16 @@ from actors import (
 )
 from admin import admin_address
 from aop_proxy import pages, schema
-from aop_proxy.reasons import Reason, Verdict
+from aop_proxy.reasons import Fault, Reason, Verdict
 from certificates import Authority
 from documents import ROOT, Block, anchors, blocks, code, table
 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-ELSEWHERE = {"docs/scaling.md": "tests/test_sizing.py"}
+ELSEWHERE = {
+    "docs/scaling.md": "tests/test_sizing.py",
+    "docs/configuration.md": "tests/promises/test_the_readme_is_true.py",
+    "docs/logs-and-metrics.md": "tests/promises/test_the_readme_is_true.py",
+}
 """Documents whose blocks another test holds."""
 BLOCKS = [block for path in GUIDES for block in blocks(path) if block.document not in ELSEWHERE]
 BACKENDS = "docs/backends.md"
@@ -371,6 +375,12 @@ def test_troubleshooting_knows_every_reason() -> None:
     ours = {Reason.CLIENT_RESET, Reason.CLIENT_SILENT, Reason.INTERNAL_ERROR}
     reasons = {reason for reason in Reason if reason.verdict is not Verdict.ACCEPTED} - ours
     assert reasons - set(code(guide("troubleshooting"))) == set()
+
+
+def test_troubleshooting_knows_every_fault() -> None:
+    """Each once, in the table of requests."""
+    named = [word for row in table(guide("troubleshooting"), "fault") for word in code(row[0])]
+    assert sorted(named) == sorted(Fault)
 
 
 def test_migrating_leads_to_keys_that_exist() -> None:

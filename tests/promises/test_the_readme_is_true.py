@@ -1,4 +1,4 @@
-"""What the README says is so: its commands run, its tables, keys, defaults and lines are the program's own.
+"""What the README and its reference pages say is so: commands run; tables, keys, defaults and lines are the program's own.
 
 Commands are run as they stand there, in a directory that held nothing before, but for the words in `REPLACED`. Whoever
 changes the README or the program finds here what of the other has to follow.
@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+import documents
 from actors import HELLO, ONE_WORKER, Proxy, RecordingBackend, ask, client_context, require_peer, run_command
 from aop_proxy import companion, flags, judgement, pages, probe, schema, visit
 from aop_proxy.cli import main
@@ -31,12 +32,16 @@ from aop_proxy.fields import Introduction
 from aop_proxy.reasons import Fault, Reason, Verdict
 from aop_proxy.workers import ExitCode
 from certificates import REFUSED, Authority, CredentialFiles
+from documents import DOCUMENTS, ROOT, code
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = sorted(
-    {path for glob in ("*.md", "[!.]*/README.md", "docs/*.md", "deploy/**/*.md") for path in ROOT.glob(glob)}
-)
+REFERENCE = {
+    name: (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("commands", "configuration", "http-mode", "logs-and-metrics")
+}
+"""What of the README a newcomer does not need."""
+PAGES = [README, *REFERENCE.values()]
+EVERYTHING = "\n".join(PAGES)
 REPLACED = {
     "0.0.0.0:443": "127.0.0.1:0",  # 443 is root's, and may be taken
     "[::]:443": "localhost:0",
@@ -48,27 +53,27 @@ REPLACED = {
 """What is not used as it stands, word by word."""
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = README) -> list[str]:
     """What stands between the fences of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def only_page(words: str) -> str:
+    """The one page that says this, in one line."""
+    pages_flat = [" ".join(page.split()) for page in PAGES]
+    saying = [number for number, page in enumerate(pages_flat) if words in page]
+    assert len(saying) == 1, f"{len(saying)} pages say: {words}"
+    return PAGES[saying[0]]
 
 
 def table(first_heading: str) -> list[list[str]]:
-    """The rows of a table, cell by cell."""
-    start = README.index(f"| {first_heading} |")
-    rows = README[start : README.index("\n\n", start)].splitlines()[2:]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-
-
-def code(text: str) -> list[str]:
-    """What stands between backticks, fenced blocks left out."""
-    return re.findall("`([^`]+)`", re.sub("^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    """The rows of a table, cell by cell, wherever it stands."""
+    return documents.table(only_page(f"| {first_heading} |"), first_heading)
 
 
 def after(words: str, end: str) -> list[str]:
     """What stands between backticks in the passage that begins with these words and ends before those."""
-    flat = " ".join(README.split())
-    assert words in flat, f"the README no longer says: {words}"
+    flat = " ".join(only_page(words).split())
     return code(flat.partition(words)[2].partition(end)[0])
 
 
@@ -78,8 +83,10 @@ def arguments_of(command: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
-(CONFIGURATION,) = blocks("yaml")
-EXAMPLE_LINE: dict[str, Any] = json.loads(blocks("json")[0])
+(SHORT_CONFIGURATION,) = blocks("yaml")
+(CONFIGURATION,) = blocks("yaml", REFERENCE["configuration"])
+(_EXAMPLE_LINE,) = blocks("json", REFERENCE["logs-and-metrics"])
+EXAMPLE_LINE: dict[str, Any] = json.loads(_EXAMPLE_LINE)
 
 
 @pytest.fixture
@@ -156,7 +163,7 @@ def test_a_backend_as_a_child(empty: Path, server_authority: Authority, monkeypa
         assert asked.exit_code == 0
         proxy.terminate()
         assert proxy.exit_code == 0
-    assert f"every {companion.WAIT_TOLD:.0f} s".replace("10 s", "ten seconds") in " ".join(README.split())
+    assert only_page(f"every {companion.WAIT_TOLD:.0f} s".replace("10 s", "ten seconds") + " (`backend_awaited`)")
 
 
 def test_what_a_probe_prints_for_machines(proxy: Proxy, client_credentials: CredentialFiles) -> None:
@@ -166,18 +173,22 @@ def test_what_a_probe_prints_for_machines(proxy: Proxy, client_credentials: Cred
     assert {path[-1] for path, _ in paths(report)} | {"problem"} == set(after("prints one object:", ". A visitor is"))
     assert after("A visitor is", "; an outcome is") == list(judgement.Visitor)
     assert [visit["visitor"] for visit in report["visitors"]] == list(judgement.Visitor)
-    assert after("; an outcome is", ". ##") == list(judgement.Outcome)
+    assert after("; an outcome is", ". ## exec") == list(judgement.Outcome)
     codes = [int(number) for number, _ in table("exit code of `probe`")]
     assert codes == sorted([*probe.ExitCode, ExitCode.BAD_CONFIGURATION])
     bounds = f"bounded to {visit.MAX_ANSWER // 1024} KiB and {visit.PATIENCE:.0f} s"
-    assert bounds in " ".join(README.split())
+    assert only_page(bounds)
+    most = {9: "nine"}[len(judgement.Visitor)]
+    assert f"at most {most} bounded requests" in README
+    assert only_page(f"at most {most}, each")
 
 
 def test_commands_named_in_the_text(empty: Path) -> None:
     """Each command and flag that the text names is one that the program takes."""
-    named = [words.split() for words in code(README) if words.startswith("aop-proxy ")]
+    named = [words.split() for words in code(EVERYTHING) if words.startswith("aop-proxy ") and words[10] != "-"]
     helps = {command: run_command(command, "--help") for command in sorted({words[1] for words in named})}
     assert list(helps) == ["certificates", "check", "demo", "exec", "probe", "run", "status"]
+    assert {name.strip("`").removeprefix("aop-proxy ") for name, _ in table("command")} == set(helps)
     assert [shown.exit_code for shown in helps.values()] == [0] * len(helps)
     unknown = [
         (words[1], flag)
@@ -186,13 +197,13 @@ def test_commands_named_in_the_text(empty: Path) -> None:
         if flag.startswith("--") and flag not in helps[words[1]].stdout
     ]
     assert unknown == []
-    alone = {flag for flag in code(README) if flag.startswith("--")}
+    alone = {flag for flag in code(EVERYTHING) if flag.startswith("--")}
     assert {flag for flag in alone if not any(flag in shown.stdout for shown in helps.values())} == set()
 
 
 def test_certificates_for_the_zone(empty: Path) -> None:
     """`certificates` makes what is said; again it refuses, and `--renew` keeps the CA and makes a new certificate."""
-    command = next(words for words in code(README) if words.startswith("aop-proxy certificates"))
+    command = next(words for words in code(README) if words.startswith("aop-proxy certificates "))
     arguments = arguments_of(command)
     assert run_command(*arguments).exit_code == 0
     ca, leaf = (empty / "zone/ca.pem").read_bytes(), (empty / "zone/client.pem").read_bytes()
@@ -286,7 +297,11 @@ def as_it_stands() -> Iterator[str]:
         yield yaml.safe_dump(document)
 
 
-@pytest.mark.parametrize("configuration", list(as_it_stands()), ids=["shown", *(key for key, _ in alternatives())])
+@pytest.mark.parametrize(
+    "configuration",
+    [SHORT_CONFIGURATION, *as_it_stands()],
+    ids=["short", "shown", *(key for key, _ in alternatives())],
+)
 def test_check_has_nothing_against_the_configuration(
     configuration: str, empty: Path, server_authority: Authority, authority: Authority
 ) -> None:
@@ -300,9 +315,12 @@ def test_check_has_nothing_against_the_configuration(
     assert (checked.exit_code, checked.stdout, checked.stderr) == (0, "", "")
 
 
-def test_the_configuration_serves(empty: Path, server_authority: Authority) -> None:
+@pytest.mark.parametrize("configuration", [SHORT_CONFIGURATION, CONFIGURATION], ids=["short", "shown"])
+def test_the_configuration_serves(configuration: str, empty: Path, server_authority: Authority) -> None:
     """With a port that needs no root; its paths start at the file, not where the program is started."""
-    shown = yaml.safe_load(CONFIGURATION)
+    shown = yaml.safe_load(configuration)
+    if os.geteuid() != 0:
+        shown.pop("user", None)
     proxy = Proxy({**shown, "listen": [REPLACED[address] for address in shown["listen"]]})
     server_authority.issue_server("example.com").write(proxy.config_path.parent, "example")
     with proxy:
@@ -353,7 +371,7 @@ def test_what_the_visitor_sees(reason: Reason) -> None:
 
 def test_every_reason_is_named_once() -> None:
     """The table has those that are answered; the others stand beside the log's line, accepted and failed apart."""
-    accepted = after("Beside the reasons above an accepted connection is", ", a failed one")
+    accepted = after("an accepted connection is", ", a failed one")
     failed = after("an accepted connection is `closed`, `idle_timeout` or `drained`, a failed one", ". The three last")
     failed.remove("debug")
     assert after("`verdict` is", ". Beside") == list(Verdict)
@@ -446,6 +464,36 @@ def test_every_event_is_named() -> None:
     others = after("Other events:", ", as `check` gives it")
     assert len(others) == len(set(others))
     assert written == {EXAMPLE_LINE["event"], "suppressed", *others}
+
+
+# How fast
+
+WORKS = {
+    "new connection": ("a", "cpu_us"),
+    "small request": ("b", "cpu_us"),
+    "100 MiB down": ("c", "cpu_ms"),
+    "100 MiB up": ("d", "cpu_ms"),
+    "refusal": ("f", "cpu_us"),
+    "KiB per idle": ("e", "medium_kib"),
+    "MiB at rest": ("e", "rest_mib"),
+    "backend that closes": ("j", "cpu_us"),
+}
+"""How a row of the table begins, and the figure of the benchmark that it shows."""
+
+
+def test_every_figure_is_measured() -> None:
+    """The whole table, from the benchmark's own results."""
+    works = json.loads((ROOT / "benchmarks/results/measured.json").read_text())["works"]
+    rows = table("less is better")
+    assert len(rows) == len(WORKS)
+    for (row, *shown), (start, (letter, figure)) in zip(rows, WORKS.items(), strict=True):
+        assert row.startswith(start)
+        medians = [
+            works[letter]["contenders"][name]["median"][figure]
+            for name in ("us", "nginx", "haproxy", "hitch", "stunnel", "caddy")
+        ]
+        digits = 1 if letter == "b" else 0
+        assert [cell.strip("()") for cell in shown] == [f"{median:.{digits}f}" for median in medians]
 
 
 # What is around it
