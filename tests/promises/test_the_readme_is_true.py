@@ -501,10 +501,15 @@ def test_every_figure_is_measured() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    """Every relative link of every document, and every path of the repository that one names."""
+    """Every relative link of every document, to a heading too, and every path of the repository that one names."""
     text = document.read_text()
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not re.match("[a-z]+:", link)]
     assert [link for link in links if not (document.parent / link.partition("#")[0]).exists()] == []
+    to_headings = [link.partition("#")[::2] for link in links if "#" in link]
+    headings = {
+        name: documents.anchors((document.parent / name if name else document).read_text()) for name, _ in to_headings
+    }
+    assert [(name, anchor) for name, anchor in to_headings if anchor not in headings[name]] == []
     named = [
         name
         for name in code(text)
