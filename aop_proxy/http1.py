@@ -269,8 +269,9 @@ def _fields(block: bytes, framing: dict[bytes, bytes]) -> tuple[Fields, frozense
         raise TooLarge("too many fields")
     fields: Fields = []
     options: list[bytes] = []
+    find = SPELLINGS.get
     for name, text in pairs:
-        known = SPELLINGS.get(name) or learn(name)
+        known = find(name) or learn(name)
         kind = known.kind
         if not kind:
             fields.append((name, text.strip(b" \t"), known))
