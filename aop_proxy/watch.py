@@ -24,9 +24,11 @@ class Watch:
         self._seen: _Read = taken
         self._taken_anew = asyncio.Event()
 
-    async def take(self) -> Bundle:
-        """Read for a reload. Raises ConfigurationError."""
-        self._taken = self._seen = await self._read()
+    async def take(self, *, anew: bool = True) -> Bundle:
+        """What to reload with: what is there now, or what `sees_change` saw. Raises ConfigurationError."""
+        if anew:
+            self._seen = await self._read()
+        self._taken = self._seen
         self._taken_anew.set()
         if isinstance(self._taken, Bundle):
             return self._taken
@@ -38,10 +40,12 @@ class Watch:
         try:
             async with asyncio.timeout(after):
                 await self._taken_anew.wait()
-            return False
         except TimeoutError:
-            before, self._seen = self._seen, await self._read()
-            return self._seen == before != self._taken
+            before, seen = self._seen, await self._read()
+            if not self._taken_anew.is_set():  # else what was taken may be newer
+                self._seen = seen
+                return seen == before != self._taken
+        return False
 
     async def _read(self) -> _Read:
         try:

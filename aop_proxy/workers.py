@@ -236,11 +236,11 @@ class Parent:
 
     # Reload.
 
-    async def _reload(self) -> None:
+    async def _reload(self, *, anew: bool = True) -> None:
         async with self._changing:
             self._manager.reloading()
             try:
-                bundle = await self._watch.take()
+                bundle = await self._watch.take(anew=anew)
                 _refuse_what_needs_a_restart(self._bundle.settings, bundle.settings)
                 await self._prepare(self._alive(), bundle, self._generation + 1, announce=True)
             except ConfigurationError as error:
@@ -263,7 +263,7 @@ class Parent:
             async with self._changing:  # a reload may change how often we look
                 interval = self._bundle.settings.reload.watch
             if await self._watch.sees_change(interval):
-                await self._reload()
+                await self._reload(anew=False)  # a third look might find a file half written
 
     def _alive(self) -> list[WorkerProcess]:
         """Those that can be asked; who takes a dead one's place gets the bundle of that time."""

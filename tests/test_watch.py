@@ -1,6 +1,8 @@
 """When a reload is due: what is read differs from what was last taken, and two looks in a row agree."""
 
 import asyncio
+import itertools
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +54,39 @@ async def test_a_change_that_stays() -> None:
 async def test_a_file_that_is_being_written() -> None:
     """As long as each look finds something else, nothing is due."""
     assert await looks(Watch(reading("b", "bc", "bcd", "bcd"), says("a")), 4) == [False, False, False, True]
+
+
+async def test_a_file_that_is_written_again_meanwhile() -> None:
+    """What two looks agreed on is taken, without a third that might find half of something else."""
+    watch = Watch(reading("b", "b", "half", "whole", "whole"), says("a"))
+    assert await looks(watch, 2) == [False, True]
+    assert await watch.take(anew=False) == says("b")
+    assert await looks(watch, 3) == [False, False, True]
+    assert await watch.take(anew=False) == says("whole")
+
+
+async def test_a_look_that_is_overtaken() -> None:
+    """What is taken while a look is under way is newer than what the look found."""
+    has_begun, may_end = threading.Event(), threading.Event()
+    read = reading("b", "b", "c", "c")
+    calls = itertools.count(1)
+
+    def load() -> Bundle:
+        is_second, found = next(calls) == 2, read()
+        if is_second:
+            has_begun.set()
+            may_end.wait(10)
+        return found
+
+    watch = Watch(load, says("a"))
+    assert await looks(watch, 1) == [False]
+    looking = asyncio.create_task(watch.sees_change(SOON))
+    assert await asyncio.to_thread(has_begun.wait, 10)
+    assert await watch.take() == says("c")
+    may_end.set()
+    assert await looking is False
+    assert await watch.take(anew=False) == says("c")
+    assert await looks(watch, 1) == [False]
 
 
 async def test_a_change_that_is_taken_back() -> None:
