@@ -6,10 +6,12 @@ with the files that they name, beside a proxy that runs; what stands for a servi
 
 import http.client
 import importlib
+import itertools
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,7 @@ from actors import (
     ONE_WORKER,
     PATIENCE,
     Proxy,
+    RecordingBackend,
     ask,
     client_context,
     free_port,
@@ -33,9 +36,9 @@ from actors import (
     wait_for_port,
 )
 from admin import admin_address
-from aop_proxy import pages, schema
+from aop_proxy import farewell, pages, schema, tls
 from aop_proxy.reasons import Fault, Reason, Verdict
-from certificates import Authority
+from certificates import Authority, CredentialFiles
 from documents import ROOT, Block, blocks, code, table
 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -74,6 +77,7 @@ def files(tmp_path: Path, server_authority: Authority, authority: Authority) -> 
         (tmp_path / name).mkdir()
     authority.write(tmp_path / "zone/ca.pem")
     (tmp_path / "zone/ca.crl").write_bytes(authority.revoke())
+    (tmp_path / "secret").write_text("4f2c8a1e9b7d6350\n")
     Authority("Next CA").write(tmp_path / "new-zone/ca.pem")
     return tmp_path
 
@@ -169,7 +173,7 @@ def caddy(text: str, directory: Path) -> list[str]:
 
 
 def stunnel(text: str, directory: Path) -> list[str]:
-    (directory / "stunnel.conf").write_text("foreground = yes\npid =\ndebug = err\n" + text)
+    (directory / "stunnel.conf").write_text("foreground = yes\npid =\ndebug = err\nTIMEOUTclose = 0\n" + text)
     return [require_peer("stunnel4"), "stunnel.conf"]
 
 
@@ -205,6 +209,54 @@ def test_its_own_program_loads_it(block: Block, files: Path) -> None:
     else:
         with running(command, cwd=files, env=environment) as process:
             wait_for_port(port, process)
+
+
+PAIRS = [
+    (theirs, ours)
+    for theirs, ours in itertools.pairwise(BLOCKS)
+    if theirs.document == ours.document == "docs/migrating.md" and theirs.language in LOADERS
+]
+CADDY_ELSEWHERE = "{{\n\tadmin off\n\tauto_https disable_redirects\n\thttps_port {port}\n}}\n"
+"""Its ports stand nowhere in a Caddyfile that is written as its manual writes it."""
+
+
+@pytest.mark.parametrize(("theirs", "ours"), PAIRS, ids=[theirs.language for theirs, _ in PAIRS])
+def test_each_pair_does_the_same(theirs: Block, ours: Block, files: Path, client_credentials: CredentialFiles) -> None:
+    """Of a configuration and the one beside it: both let in the edge, and neither lets a stranger's byte through."""
+    with RecordingBackend() as backend:
+
+        def placed(text: str, port: int) -> str:
+            return PORTS.sub(lambda match: str(port if match[1] == "443" else backend.port), text)
+
+        def judge(address: tuple[str, int]) -> None:
+            """A test of the backend too: what it got is what the edge sent."""
+            backend.forget()
+            ask(address, client_context(), server_name="example.com")
+            assert backend.received == b""
+            edge = client_context(client_credentials)
+            request = b"GET / HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n"
+            assert ask(address, edge, request, server_name="example.com").status == 200
+            assert backend.received.startswith(b"GET / HTTP/1.")
+
+        port = free_port()
+        text = placed(theirs.text, port)
+        if theirs.language == "caddyfile":
+            text = CADDY_ELSEWHERE.format(port=port) + text
+        environment = {"HOME": str(files), "PATH": os.environ["PATH"]}
+        with running(LOADERS[theirs.language](text, files), cwd=files, env=environment) as process:
+            wait_for_port(port, process)
+            judge(("127.0.0.1", port))
+        given = yaml.safe_load(placed(ours.text, 443))
+        proxy = Proxy({**given, **ONE_WORKER, "listen": ["127.0.0.1:0"]})
+        shutil.copytree(files, proxy.config_path.parent, dirs_exist_ok=True)
+        with proxy:
+            judge(proxy.address)
+
+
+def test_every_configuration_to_leave_has_ours_beside_it() -> None:
+    """In the order of the title."""
+    assert [theirs.language for theirs, _ in PAIRS] == ["nginx", "haproxy", "caddyfile", "ini"]
+    assert {ours.language for _, ours in PAIRS} == {"yaml"}
 
 
 # Commands
@@ -354,7 +406,19 @@ def test_what_backends_keep_as_they_come() -> None:
     assert {name: shown[name] for name in asked} == asked
 
 
-# Tables
+# Figures and tables
+
+
+def test_figures_of_a_refusal() -> None:
+    """As the program has them."""
+    text = " ".join(guide("security").split())
+    assert f"one record of {tls._SEALED_ALERT_LENGTH} bytes" in text
+    assert f"records of at most {farewell.MAX_FRAGMENT} bytes" in text
+    assert pages.REFERENCE_LENGTH == 8
+    assert "a reference of eight characters" in text
+    assert len(farewell.SUITES) == 3
+    assert "one of TLS 1.3's three" in text
+    assert len(tls._CERTIFICATE_REFUSALS) == 5
 
 
 def test_troubleshooting_knows_every_answer() -> None:
