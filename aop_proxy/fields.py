@@ -49,7 +49,7 @@ _TRUE_CLIENT_IP = b"true-client-ip"
 _PROTECTED = frozenset(b"authorization cache-control content-type cookie".split())
 """Beside what frames and what is Cloudflare's, fields that no `Connection` can name away (RFC 9110 section 7.6.1)."""
 _NOT_ALPHANUMERIC = re.compile(rb"[^0-9a-z]")
-_MOST_SPELLINGS = 2048
+_MOST_SPELLINGS, _LONGEST_SPELLING = 2048, 64
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _MAX_SUBJECT = 2048
 
@@ -58,7 +58,7 @@ SPELLINGS: dict[bytes, FieldName] = {}
 
 
 def learn(name: bytes) -> FieldName:
-    """What a name is that is not among `SPELLINGS`, which it is added to while there is room."""
+    """What a name is that is not among `SPELLINGS`, which it is added to if it is short and there is room."""
     lower = name.lower()
     canonical = _NOT_ALPHANUMERIC.sub(b"-", lower)
     if canonical in _FRAMING:
@@ -68,7 +68,7 @@ def learn(name: bytes) -> FieldName:
     else:
         kind = Kind.PASSES
     found = FieldName(canonical, kind)
-    if len(SPELLINGS) < _MOST_SPELLINGS:
+    if len(SPELLINGS) < _MOST_SPELLINGS and len(name) <= _LONGEST_SPELLING:
         SPELLINGS[name] = found
     return found
 

@@ -74,6 +74,14 @@ def test_names_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(fields.SPELLINGS) == 2048
 
 
+def test_long_names_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head may be all one name, and thousands of those would stay for good."""
+    monkeypatch.setattr(fields, "SPELLINGS", {})
+    assert learn(b"X_Forwarded_" + b"For" * 40_000).kind is Kind.REMOVED
+    assert learn(b"X" * 65).kind is Kind.PASSES
+    assert fields.SPELLINGS == {}
+
+
 @pytest.mark.parametrize("name", ["Cookie", "authorization", "CF-Connecting-IP", "cf_ray", "True-Client-IP"])
 def test_what_connection_cannot_name_away(name: str) -> None:
     """What tells who came, or decides what is meant."""
