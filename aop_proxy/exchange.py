@@ -355,9 +355,9 @@ class Exchange:
         rest = b"" if self._body.ended else self._body_for_backend(self._take_inbox())
         try:
             return await self._converse(request, head + rest)
-        except _Failed:
-            is_lost = is_reused and not self._line.bytes_from_upstream and not request.has_body
-            if not is_lost or request.method not in _IDEMPOTENT:
+        except _Failed as failed:
+            is_closed = failed.fault is Fault.BAD_RESPONSE and not self._line.bytes_from_upstream
+            if not (is_reused and is_closed) or request.has_body or request.method not in _IDEMPOTENT:
                 raise
         await self._reach_backend(fresh=True)
         return await self._converse(request, head)

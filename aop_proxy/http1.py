@@ -21,6 +21,7 @@ MAX_EXTENSIONS = 16 * 1024
 MAX_TRAILERS = 16 * 1024
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+_CLOSE = b"Connection: close\r\n"
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE_STATUS, SWITCHING_PROTOCOLS = 100, 101
@@ -29,8 +30,11 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*+"
 _FIELD_LINES = rb"((?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+)"
-_REQUEST = re.compile(rb"([A-Z][A-Z_-]{0,31}) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELD_LINES + rb"\r\n")
-"""A `#` never belongs in a target (RFC 9112 section 3.2), and some cut there."""
+_REQUEST = re.compile(
+    rb"(?!CONNECT )([A-Z][A-Z_-]{0,31}) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELD_LINES + rb"\r\n"
+)
+"""A `#` never belongs in a target (RFC 9112 section 3.2), and some cut there. What follows an answer to CONNECT is a
+tunnel to some, whatever the target: nobody would read the requests in it."""
 _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (" + _TEXT + rb"))?\r\n" + _FIELD_LINES + rb"\r\n")
 _FIRST_LINE = re.compile(rb"[A-Z_-]{1,32} [\x21-\x7e]++ HTTP/1\.[01]\r\n|HTTP/1\.[01] [1-9][0-9]{2}[ \r]")
 _FIELD = re.compile(rb"([^:]++):([^\r]*+)\r\n")
@@ -226,6 +230,8 @@ def write_request(request: Request, host: bytes, added: bytes) -> bytes:
         lines.append(b"Expect: 100-continue\r\n")
     if request.upgrades:
         lines.append(_UPGRADE)
+    elif request.has_body:
+        lines.append(_CLOSE)  # what of it is not read is not to be taken for a request
     lines.append(b"\r\n")
     return b"".join(lines)
 
@@ -239,7 +245,7 @@ def write_response(response: Response, request: Request, *, is_chunked: bool, is
     elif response.length is not None and response.status != 204:
         lines.append(b"Content-Length: %d\r\n" % response.length)
     if is_last:
-        lines.append(b"Connection: close\r\n")
+        lines.append(_CLOSE)
     elif request.is_http_1_0:
         lines.append(b"Connection: keep-alive\r\n")
     lines.append(b"\r\n")
@@ -328,7 +334,7 @@ def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
     if target == b"*" and method == b"OPTIONS":
         return target
     match = _ABSOLUTE.fullmatch(target)
-    if match is None or method == b"CONNECT" or match[1].lower() != host.lower():
+    if match is None or match[1].lower() != host.lower():
         raise Malformed("a target that is no path, or of another host")
     return (match[2] or b"/") + (match[3] or b"")
 

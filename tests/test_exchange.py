@@ -1,5 +1,6 @@
 """One client's requests where they are read: what the backend gets, what the client gets, and how each of them ends."""
 
+import asyncio
 import contextlib
 import re
 import socket
@@ -249,12 +250,13 @@ def test_bytes_behind_a_response_belong_to_nobody(
 def test_a_body_may_have_been_left_unread(
     serve: Serve, backend: RecordingBackend, good: ssl.SSLContext, body: bytes
 ) -> None:
-    """And would be taken for the beginning of the next request, so no connection that carried one serves again."""
+    """And would be taken for a request: no connection that carried one serves again, and the backend is told so."""
     with connected(serve(), good) as client:
         for number in range(1, 4):
             client.send(POST + body)
             assert client.receive_exactly(len(HELLO)) == HELLO
             assert len(backend.connections) == number
+            assert b"\r\nConnection: close\r\n" in backend.connections[-1].received
         client.send(POST + b"Content-Length: 0\r\n\r\n" + GET)
         assert client.receive_exactly(2 * len(HELLO)) == 2 * HELLO
     assert len(backend.connections) == 4
@@ -622,6 +624,20 @@ def test_a_backend_that_does_not_answer(serve: Serve, backend: RecordingBackend,
     backend.connections[0].wait_until(lambda: backend.connections[0].ended == "fin")
 
 
+def test_what_takes_too_long_is_not_asked_for_twice(
+    serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+) -> None:
+    """A connection that had served before is not lost by being slow: 504, and the backend has one request to work at."""
+    backend.behaviour = script(HELLO, never_answer)
+    server = serve(response_timeout=0.05, timeouts={"linger": 0.2})
+    with connected(server, good) as client:
+        client.send(GET)
+        client.receive_exactly(len(HELLO))
+        client.send(GET)
+        assert client.receive_all().status == 504
+    assert len(backend.connections) == 1
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -768,6 +784,28 @@ def test_health(serve: Serve, backend: RecordingBackend, good: ssl.SSLContext) -
         client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.receive() == exchange._HEALTHY + b"ok\n"
     assert b"/healthz " not in backend.received
+
+
+def test_health_checks_in_a_crowd(loop: LoopThread, serve: Serve, good: ssl.SSLContext) -> None:
+    """However many come at once, others have their turn between any two."""
+    server = serve(health_path="/health")
+
+    def answered() -> int:
+        return sum(server.server.report()["totals"]["requests"].values())
+
+    async def turns() -> int:
+        while not answered():
+            await asyncio.sleep(0)
+        count = 0
+        while answered() < 100:
+            await asyncio.sleep(0)
+            count += 1
+        return count
+
+    with connected(server, good) as client:
+        counted = asyncio.run_coroutine_threadsafe(turns(), loop.loop)
+        client.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        assert counted.result(PATIENCE) >= 90
 
 
 def test_ill_health(serve: Serve, good: ssl.SSLContext) -> None:

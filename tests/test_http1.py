@@ -114,6 +114,7 @@ REFUSED = {
     "a method too long": first(b"G" * 33 + b" / HTTP/1.1"),
     "CONNECT": first(b"CONNECT a:443 HTTP/1.1"),
     "CONNECT of all": first(b"CONNECT http://a/ HTTP/1.1"),
+    "CONNECT of a path": first(b"CONNECT / HTTP/1.1"),
     "a target without a slash": first(b"GET x HTTP/1.1"),
     "a fragment": first(b"GET /#x HTTP/1.1"),
     "a control in the target": first(b"GET /\x01 HTTP/1.1"),
@@ -250,7 +251,7 @@ def test_a_request_is_written_anew() -> None:
         b"x-hop: 1\r\nCookie: c\r\nCF-Ray: r\r\nProxy: p\r\nX-Forwarded-For: evil\r\nContent-Length: 007\r\n\r\n"
     )
     assert http1.write_request(request, b"other", b"Ours: 1\r\n") == (
-        b"PUT /x HTTP/1.1\r\nHost: other\r\nCookie: c\r\nCF-Ray: r\r\nOurs: 1\r\nContent-Length: 7\r\n\r\n"
+        b"PUT /x HTTP/1.1\r\nHost: other\r\nCookie: c\r\nCF-Ray: r\r\nOurs: 1\r\nContent-Length: 7\r\nConnection: close\r\n\r\n"
     )
 
 
@@ -511,27 +512,32 @@ def read_and_write(stream: bytes) -> list[tuple[Request, bytes, bytes]]:
 @example(field(b"Content-Length: 5") + b"hello" + field(b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n")
 def test_h11_reads_what_we_write_as_we_read_what_came(stream: bytes) -> None:
     """As many requests, each with the same method, target and content, and nothing behind the last."""
-    ours = read_and_write(stream)
-    theirs = h11.Connection(h11.SERVER)
-    ours = ours or read_and_write(field())
-    theirs.receive_data(b"".join(written for _, _, written in ours))
-    for request, content, _ in ours:
-        head = theirs.next_event()
-        assert isinstance(head, h11.Request)
-        assert (head.method, head.target) == (request.method, request.target)
-        assert [value for name, value in head.headers if name == b"host"] == [request.host]
-        names = {name for name, _ in head.headers}
-        assert not names & {b"te", b"trailer", b"keep-alive", b"x-forwarded-for"}
-        received = b""
-        while isinstance(event := theirs.next_event(), h11.Data):
-            received += event.data
-        assert isinstance(event, h11.EndOfMessage)
-        assert received == content
-        theirs.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
-        theirs.send(h11.EndOfMessage())
-        theirs.start_next_cycle()
-    assert theirs.next_event() is h11.NEED_DATA
-    assert theirs.trailing_data == (b"", False)
+    ours = read_and_write(stream) or read_and_write(field())
+    while ours:
+        last = next((index for index, (request, _, _) in enumerate(ours) if request.has_body), len(ours))
+        on_one_connection, ours = ours[: last + 1], ours[last + 1 :]
+        theirs = h11.Connection(h11.SERVER)
+        theirs.receive_data(b"".join(written for _, _, written in on_one_connection))
+        for request, content, _ in on_one_connection:
+            head = theirs.next_event()
+            assert isinstance(head, h11.Request)
+            assert (head.method, head.target) == (request.method, request.target)
+            assert [value for name, value in head.headers if name == b"host"] == [request.host]
+            names = {name for name, _ in head.headers}
+            assert not names & {b"te", b"trailer", b"keep-alive", b"x-forwarded-for"}
+            received = b""
+            while isinstance(event := theirs.next_event(), h11.Data):
+                received += event.data
+            assert isinstance(event, h11.EndOfMessage)
+            assert received == content
+            theirs.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+            theirs.send(h11.EndOfMessage())
+            if request.has_body:
+                assert theirs.their_state is h11.MUST_CLOSE
+            else:
+                theirs.start_next_cycle()
+        assert theirs.next_event() is h11.NEED_DATA
+        assert theirs.trailing_data == (b"", False)
 
 
 @given(messages())
