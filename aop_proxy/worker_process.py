@@ -63,8 +63,8 @@ class WorkerProcess:
         async with self._asking:  # a reply belongs to the command before it
             try:
                 async with asyncio.timeout(patience):
+                    self._owed += 1  # given up while it is sent, it is answered all the same
                     await self._channel.send_command(command)
-                    self._owed += 1
                     while True:
                         reply = await self._channel.receive_reply()
                         self._owed -= 1

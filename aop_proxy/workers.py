@@ -62,6 +62,7 @@ class Parent:
         self._replacing: dict[int, asyncio.Task[None]] = {}
         self._listeners: list[list[Listener]] = []
         self._changing = asyncio.Lock()
+        self._reload_asked = asyncio.Event()
         self._watch = Watch(load, bundle)
         self._ledger = Ledger(bundle.settings)
         self._admin: AdminChild | None = None
@@ -96,7 +97,12 @@ class Parent:
                 await self._serve(workers)
                 beside = [
                     loop.create_task(task)
-                    for task in (self._reminders.keep_telling(), self._feed_watchdog(), self._watch_files())
+                    for task in (
+                        self._reminders.keep_telling(),
+                        self._feed_watchdog(),
+                        self._watch_files(),
+                        self._reload_when_asked(),
+                    )
                 ]
                 await _first(stopping, self._ended)
                 for task in beside:
@@ -151,7 +157,7 @@ class Parent:
         self._ledger.serves(self._bundle.settings, self._generation, self._expiries)
         for worker in workers:
             self._keep_replacing(worker)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._keep(loop.create_task(self._reload())))
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         self._log.event("info", "listening", addresses=[listeners.name(one) for one in self._listeners[0]])
         self._manager.ready(self._status())
         if self._admin is not None:
@@ -257,6 +263,13 @@ class Parent:
             self._log.event("info", "reloaded", generation=self._generation)
             self._manager.ready(self._status())
 
+    async def _reload_when_asked(self) -> None:
+        """Reload once more however often it was asked for during a reload."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            await self._reload()
+
     async def _watch_files(self) -> None:
         """Reload when the files say something new."""
         while True:
@@ -310,10 +323,6 @@ class Parent:
         await asyncio.gather(*(worker.end() for worker in self._workers.values()))
         if self._admin is not None:
             await self._admin.end()
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        """Hold a reference: the loop itself does not."""
-        self._reloading = task
 
 
 async def _first(*things: asyncio.Future[Any], timeout: float | None = None) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,10 @@ async def test_an_answer_belongs_to_its_question(worker: WorkerProcess, bundle: 
     assert (prepared["prepared"], committed, drained) == (7, {"committed": True}, {"drained": 0})
 
 
-async def test_a_question_that_was_given_up(worker: WorkerProcess, bundle: Bundle) -> None:
+@pytest.mark.parametrize("padding", [0, 4 * 1024 * 1024], ids=["sent", "half_sent"])
+async def test_a_question_that_was_given_up(worker: WorkerProcess, bundle: Bundle, padding: int) -> None:
     """Its answer, when it comes, is not taken for the next one's."""
+    bundle = replace(bundle, files={**bundle.files, "padding": bytes(padding)})
     os.kill(worker.process.pid, signal.SIGSTOP)
     given_up = asyncio.create_task(worker.ask(Prepare(bundle, 1)))
     while not worker._owed:

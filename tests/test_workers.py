@@ -426,6 +426,49 @@ def test_keys_of_root_are_rotated_under_another_user(
         assert "Uid:\t0\t" in Path(f"/proc/{proxy.pid}/status").read_text()
 
 
+def test_many_signals_are_one_wish(config: Config) -> None:
+    """Whoever asks again and again during a reload gets one more, which finds what is written by then."""
+    with Proxy(config) as proxy:
+        worker = proxy.worker_pids[0]
+        os.kill(worker, signal.SIGSTOP)  # the first cannot end
+        for _ in range(20):
+            proxy.signal(signal.SIGHUP)
+            assert is_handled(proxy.pid)
+        os.kill(worker, signal.SIGCONT)
+        proxy.wait_for("reloaded")
+        reload(proxy, {**config, "sites": []})
+        proxy.wait_for("reload_failed")
+        proxy.terminate()
+        assert proxy.exit_code == ExitCode.DRAINED
+        assert len(proxy.events("reloaded") + proxy.events("reload_failed")) <= 3
+
+
+def is_handled(pid: int) -> bool:
+    """Whether every signal that was sent to a process has been delivered, waited for."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        if not int(fields["ShdPnd"], 16) | int(fields["SigPnd"], 16):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_the_end_in_a_reload(config: Config) -> None:
+    """It is given up: nothing is reloaded any more, and the drain does not wait for it."""
+    with Proxy(config) as proxy:
+        worker = proxy.worker_pids[0]
+        os.kill(worker, signal.SIGSTOP)
+        proxy.signal(signal.SIGHUP)
+        assert is_handled(proxy.pid)
+        proxy.terminate()
+        proxy.wait_for("draining")
+        os.kill(worker, signal.SIGCONT)
+        assert proxy.exit_code == ExitCode.DRAINED
+        assert proxy.wait_for("drained")["connections_cut"] == 0
+        assert proxy.events("reloaded") + proxy.events("reload_failed") == []
+
+
 # Ends
 
 
