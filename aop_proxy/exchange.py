@@ -239,9 +239,7 @@ class Exchange:
         return Reason.CLOSED if request.is_last or request.has_body else None
 
     async def _is_backend_up(self) -> bool:
-        kept = self._server.pool.take(self._terms.pool_key)
-        if kept is not None:
-            self._server.pool.give(self._terms.pool_key, kept)
+        if self._server.pool.holds(self._terms.pool_key):
             return True
         dialled = await self._dial()
         if isinstance(dialled, Reason):
@@ -443,8 +441,8 @@ class Exchange:
                 raise _Failed(Fault.BAD_RESPONSE)
         # Nobody can know whether a backend has read the body of a request that it has answered: what it has not read
         # it would take for the next one ("CL.0").
-        is_clean = body.ended and used == len(data) and response.keeps_alive and not request.has_body
-        if is_clean and self._is_body_sent:
+        is_clean = body.ended and used == len(data) and not request.has_body and self._is_body_sent
+        if is_clean and response.keeps_alive and not response.is_for_one_client:
             self._server.pool.give(self._terms.pool_key, self._let_go())
         else:
             self._close_upstream()

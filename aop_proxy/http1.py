@@ -21,6 +21,7 @@ MAX_EXTENSIONS = 16 * 1024
 MAX_TRAILERS = 16 * 1024
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+_OF_CONNECTIONS = (b"ntlm", b"negotiate")
 _CLOSE = b"Connection: close\r\n"
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -121,6 +122,14 @@ class Response:
     """The connection can serve again once the body has ended."""
     upgrade: bytes
     """What it says it switches to, in lower case."""
+
+    @property
+    def is_for_one_client(self) -> bool:
+        """Its connection may be authenticated from now on, as NTLM and Negotiate have it: nobody else is to use it."""
+        return any(
+            known.canonical == b"www-authenticate" and value[:9].lower().startswith(_OF_CONNECTIONS)
+            for _, value, known in self.fields
+        )
 
     def has_no_body(self, method: bytes) -> bool:
         """Whether it ends with its head (RFC 9112 section 6.3)."""

@@ -30,14 +30,14 @@ class Pool:
 
     def take(self, key: str) -> Dialled | None:
         """The connection used last for `key` that is still clean; it is the caller's to close now."""
-        kept = self._kept.get(key)
-        while kept:
-            dialled, _ = kept[next(reversed(kept))]
+        dialled = self._last_used(key)
+        if dialled is not None:
             self._remove(key, dialled)
-            if self._is_silent(dialled.stream):
-                return dialled
-            self._close(dialled)
-        return None
+        return dialled
+
+    def holds(self, key: str) -> bool:
+        """Whether there is one for `key` that is still clean. It grows no younger by being looked at."""
+        return self._last_used(key) is not None
 
     def give(self, key: str, dialled: Dialled) -> None:
         """Keep a clean connection of `key`, or close it where there are enough."""
@@ -49,9 +49,9 @@ class Pool:
         self._count += 1
         self._poller.on_readable(dialled.stream.fileno(), functools.partial(self._hear, key, dialled))
 
-    def sweep(self) -> None:
-        """Close those that were not used for `IDLE` seconds."""
-        latest = self._poller.now - IDLE
+    def sweep(self, now: float) -> None:
+        """Close those that were not used for `IDLE` seconds; by the loop's clock, since the poller's may rest."""
+        latest = now - IDLE
         for key, kept in list(self._kept.items()):
             for dialled in [dialled for dialled, since in kept.values() if since < latest]:
                 self._remove(key, dialled)
@@ -63,6 +63,16 @@ class Pool:
             for dialled, _ in list(kept.values()):
                 self._remove(key, dialled)
                 self._close(dialled)
+
+    def _last_used(self, key: str) -> Dialled | None:
+        """The one used last for `key` that is still clean; those that are not are closed."""
+        while kept := self._kept.get(key):
+            dialled, _ = kept[next(reversed(kept))]
+            if self._is_silent(dialled.stream):
+                return dialled
+            self._remove(key, dialled)
+            self._close(dialled)
+        return None
 
     def _hear(self, key: str, dialled: Dialled) -> None:
         """Close one on which something came that nobody asked for: the backend's end of it, most likely."""

@@ -232,7 +232,7 @@ class Server:
                 connection.give_up()
         if self._retiring:
             self._retire(now)
-        self.pool.sweep()
+        self.pool.sweep(now)
         if now >= self._next_suppressed:
             self._next_suppressed = now + SUPPRESSED_EVERY
             self._records.write_suppressed()

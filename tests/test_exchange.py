@@ -244,6 +244,20 @@ def test_bytes_behind_a_response_belong_to_nobody(
     assert len(backend.connections) == 4
 
 
+@pytest.mark.parametrize("scheme", [b"NTLM", b"Negotiate", b"negotiate oYG2MIGz", b"Basic"])
+def test_an_authenticated_connection_is_nobody_elses(
+    serve: Serve, backend: RecordingBackend, good: ssl.SSLContext, scheme: bytes
+) -> None:
+    """NTLM and Negotiate authenticate a connection, and the next request on it, whoever sends it."""
+    asks = b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: " + scheme + b"\r\nContent-Length: 0\r\n\r\n"
+    backend.behaviour = reply(asks)
+    with connected(serve(), good) as client:
+        for _ in range(2):
+            client.send(GET)
+            assert client.receive_exactly(len(asks)) == asks
+    assert len(backend.connections) == (1 if scheme == b"Basic" else 2)
+
+
 @pytest.mark.parametrize(
     "body", [b"Content-Length: 3\r\n\r\nGET", b"Transfer-Encoding: chunked\r\n\r\n1\r\nG\r\n0\r\n\r\n"]
 )

@@ -10,7 +10,7 @@ from actors import PATIENCE
 from aop_proxy import pool as module
 from aop_proxy.endpoint import Stream
 from aop_proxy.model import Upstream
-from aop_proxy.pool import Pool
+from aop_proxy.pool import IDLE, Pool
 from aop_proxy.relay import Buffers
 from aop_proxy.upstream import Dialled
 from in_process import POLLERS, LoopThread, tcp_pair, watching
@@ -37,6 +37,12 @@ class Keeper:
     def take(self, key: str = KEY) -> Stream | None:
         taken = self.loop.call(self.pool.take, key)
         return None if taken is None else taken.stream
+
+    def now(self) -> float:
+        return self.loop.call(self.loop.loop.time)
+
+    def sweep(self, now: float) -> None:
+        self.loop.call(self.pool.sweep, now)
 
     def wait_until_closed(self, end: socket.socket) -> None:
         """Return when the pool has closed one of ours."""
@@ -69,6 +75,19 @@ def test_the_last_used_comes_first(keeper: Keeper) -> None:
         assert keeper.take(OTHER) is other
 
 
+def test_looking_makes_none_younger(keeper: Keeper) -> None:
+    """Else health checks would keep one until the backend closes it, maybe as a request comes."""
+    with keeper.give() as theirs:
+        given = keeper.now()
+        keeper.loop.run(asyncio.sleep(0.01))  # this much older
+        keeper.give(OTHER).close()
+        keeper.wait_until_closed(keeper.ours[1])
+        assert keeper.loop.call(keeper.pool.holds, KEY)
+        keeper.sweep(given + IDLE + 0.001)
+        assert theirs.recv(1) == b""
+        assert not keeper.loop.call(keeper.pool.holds, KEY)
+
+
 Spoil = Callable[[socket.socket], object]
 SPOILED: dict[str, Spoil] = {
     "a byte": lambda end: end.sendall(b"x"),
@@ -99,13 +118,12 @@ def test_what_spoke_just_now_is_not_given_out(keeper: Keeper) -> None:
         assert ours.fileno() < 0
 
 
-def test_none_is_kept_for_long(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those not used for `IDLE` seconds are closed by the next sweep, and no others."""
+def test_none_is_kept_for_long(keeper: Keeper) -> None:
+    """Those not used for `IDLE` seconds are closed by the next sweep, and no others; even if nothing else happens."""
     with keeper.give() as theirs:
-        keeper.loop.call(keeper.pool.sweep)
+        keeper.sweep(keeper.now() + IDLE / 2)
         assert keeper.ours[0].fileno() >= 0
-        monkeypatch.setattr(module, "IDLE", -1.0)
-        keeper.loop.call(keeper.pool.sweep)
+        keeper.sweep(keeper.now() + IDLE + 1)
         assert theirs.recv(1) == b""
         assert keeper.take() is None
 
