@@ -9,7 +9,7 @@ import signal
 import sys
 
 from aop_proxy.model import ConfigurationError
-from aop_proxy.privileges import become, end_with
+from aop_proxy.privileges import become, drop_capabilities, end_with
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """What shells exit with."""
@@ -22,6 +22,7 @@ def main() -> None:
         if user:
             entry = become(user)
             os.environ.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name)
+        drop_capabilities()
         end_with(int(parent))
         for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(ignored_by_python, signal.SIG_DFL)

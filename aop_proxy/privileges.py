@@ -57,31 +57,32 @@ def drop_privileges(user: str | None, *, keeps_net_admin: bool = False) -> None:
 
     `keeps_net_admin`: of all that root may do, CAP_NET_ADMIN stays, if it was there.
     """
+    if sys.platform == "linux" and keeps_net_admin:
+        ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     if user is not None:
-        keeps_net_admin = keeps_net_admin and sys.platform == "linux"
-        if keeps_net_admin:
-            ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         become(user)
-        if keeps_net_admin:
-            _keep_net_admin_alone()
+    drop_capabilities(keeps_net_admin=keeps_net_admin)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _keep_net_admin_alone() -> None:
-    """Capabilities are what is effective, permitted and inheritable, 32 of each in a word (capset(2)).
+def drop_capabilities(*, keeps_net_admin: bool = False) -> None:
+    """Hold none, unless we are root: a service manager may have given some to another user, to bind ports with.
 
-    Where it was not there to be kept nothing is: whoever needs it will be told.
+    Capabilities are what is effective, permitted and inheritable, 32 of each in a word (capset(2)). Where the one to be
+    kept is not there nothing is: whoever needs it will be told.
     """
-    kept = 1 << _CAP_NET_ADMIN
+    if sys.platform != "linux" or os.geteuid() == 0:
+        return
+    kept = keeps_net_admin << _CAP_NET_ADMIN
     if ctypes.CDLL(None).capset(_HEADER, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
         ctypes.CDLL(None).capset(_HEADER, bytes(24))
 
 
 def keep_no_privileges(user: str | None) -> None:
-    """As `drop_privileges`, but root becomes nobody where no other user is named, and no capability stays.
+    """As `drop_privileges`, but root becomes nobody where no other user is named, and holds nothing where it is.
 
-    A service manager may have given some to a user that is not root. Raises OSError if root may become nobody else.
+    Raises OSError if root may become nobody else.
     """
     if user is None and os.getuid() == 0:
         os.setgroups([])

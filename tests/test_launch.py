@@ -15,8 +15,10 @@ from aop_proxy.launch import NOT_EXECUTABLE, NOT_FOUND
 ROOT = Path(__file__).parents[1]
 
 
-def launch(*command: str, parent: int | None = None, user: str = "") -> "subprocess.CompletedProcess[str]":
-    code = f"import sys; sys.path.append({str(ROOT)!r}); from aop_proxy.launch import main; main()"
+def launch(
+    *command: str, parent: int | None = None, user: str = "", before: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    code = f"import sys; sys.path.append({str(ROOT)!r}); from aop_proxy.launch import main\n{before}main()"
     words = [sys.executable, "-P", "-c", code, str(parent or os.getpid()), user, *command]
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
@@ -55,3 +57,25 @@ def test_another_user() -> None:
     nobody = pwd.getpwnam("nobody")
     done = launch("/bin/sh", "-c", "id -u; echo $HOME $USER $LOGNAME", user="nobody")
     assert done.stdout.split() == [str(nobody.pw_uid), nobody.pw_dir, "nobody", "nobody"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a capability")
+def test_the_proxy_s_capabilities_are_not_the_backend_s() -> None:
+    """What a service manager gave us to bind a low port with is for us alone."""
+    given = """
+import ctypes, os, struct
+libc = ctypes.CDLL(None)
+libc.prctl(8, 1, 0, 0, 0)
+os.setuid(1)
+libc.capset(struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", *[1 << 10] * 3, 0, 0, 0))
+libc.prctl(47, 2, 10, 0, 0)
+"""
+    show = ["grep", "-E", "Cap(Inh|Prm|Amb)", "/proc/self/status"]
+    plain = subprocess.run(
+        [sys.executable, "-c", given + f"os.execv('/bin/grep', {show})"],
+        capture_output=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    assert int(plain.stdout.split()[1], 16) == 1 << 10
+    assert {int(held, 16) for held in launch(*show, before=given).stdout.split()[1::2]} == {0}

@@ -10,7 +10,7 @@ import pytest
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 SHOW = """
 import ctypes, os
-from aop_proxy.privileges import drop_privileges, keep_no_privileges
+from aop_proxy.privileges import drop_capabilities, drop_privileges, keep_no_privileges
 def show(): print(*os.getresuid(), *os.getresgid(), os.getgroups(), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 """
 DAEMON = "1 1 1 1 1 1 [1] 0"
@@ -55,13 +55,23 @@ def test_root_keeps_nothing() -> None:
 
 
 @needs_root
-def test_no_capability_stays() -> None:
-    """Whatever a service manager has given to a user that is not root."""
+@pytest.mark.parametrize(
+    ("drop", "left"),
+    [
+        ("keep_no_privileges(None)", 0),
+        ("drop_privileges(None)", 0),
+        ("drop_privileges('daemon')", 0),
+        ("drop_privileges(None, keeps_net_admin=True)", 1 << 12),
+        ("drop_capabilities()", 0),
+    ],
+)
+def test_no_capability_stays(drop: str, left: int) -> None:
+    """Whatever a service manager has given to a user that is not root, but for the one that is asked for."""
     as_given = "ctypes.CDLL(None).prctl(8, 1, 0, 0, 0)\nos.setuid(1)\n"
     capabilities = "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('CapPrm')))\n"
-    before, after = shown(as_given + capabilities + "keep_no_privileges(None)\n" + capabilities)
-    assert int(before, 16) > 0
-    assert int(after, 16) == 0
+    before, after = shown(as_given + capabilities + drop + "\n" + capabilities)
+    assert int(before, 16) & 1 << 12
+    assert int(after, 16) == left
 
 
 @pytest.mark.parametrize("user", ["nobody-of-this-name", "4000000000"])
