@@ -20,7 +20,9 @@ FRESH = 10.0
 """Seconds: a worker that has not reported for longer does not serve, whatever it does."""
 MINUTES = 60
 REFUSALS = 50
+_MAX_FAMILIES = 32
 _MAX_LABELS = 20_000
+_MAX_NUMBER = 2.0**63
 _MAX_TEXT = 512
 _HISTORY = ("accepted", "refused", "failed", "would_refuse", "from_client", "from_upstream")
 _NOTHING: tuple[float, ...] = (0,) * len(_HISTORY)
@@ -103,12 +105,14 @@ class Ledger:
     def report(self, worker: Account, report: Any) -> None:
         """Take a worker's report. Raises ValueError, and changes nothing, if it is none."""
         try:
+            if len(report["totals"]) > _MAX_FAMILIES:
+                raise ValueError("too many families")
             totals = {str(family)[:_MAX_TEXT]: _numbers(labels) for family, labels in report["totals"].items()}
             open_now, seen = _numbers(report["open"]), _numbers(report["seen"])
             shown = {
-                str(site)[:_MAX_TEXT]: (float(when), float(ends)) for site, (when, ends) in report["shown"].items()
+                str(site)[:_MAX_TEXT]: (_number(when), _number(ends)) for site, (when, ends) in report["shown"].items()
             }
-            generation = int(report["generation"])
+            generation = int(_number(report["generation"]))
             refusals = [_refusal(one) for one in report["refusals"][:REFUSALS]]
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"no report: {error!r}") from error
@@ -191,6 +195,8 @@ class Ledger:
 
 def _add(totals: _Totals, more: _Totals) -> None:
     for family, labels in more.items():
+        if family not in totals and len(totals) >= _MAX_FAMILIES:
+            continue
         sums = totals.setdefault(family, {})
         for words, number in labels.items():
             if words in sums or len(sums) < _MAX_LABELS:
@@ -203,12 +209,17 @@ def _numbers(labels: Any) -> dict[str, float]:
         raise ValueError("too many labels")
     found: dict[str, float] = {}
     for words, number in labels.items():
-        if not 0 <= number < float("inf"):
-            raise ValueError("a total cannot be negative")
-        found[str(words)[:_MAX_TEXT]] = number
+        found[str(words)[:_MAX_TEXT]] = _number(number)
     return found
+
+
+def _number(number: Any) -> float:
+    """A number as it is; TypeError for anything else, ValueError for one that no counter and no clock can come to."""
+    if not 0 <= number < _MAX_NUMBER:
+        raise ValueError("a total cannot be negative, nor without end")
+    return number  # type: ignore[no-any-return]
 
 
 def _refusal(told: Any) -> dict[str, Any]:
     texts = {name: told[name] for name in ("verdict", "reason", "client", "sni", "subject", "reference")}
-    return {"time": float(told["time"])} | {name: text and str(text)[:_MAX_TEXT] for name, text in texts.items()}
+    return {"time": _number(told["time"])} | {name: text and str(text)[:_MAX_TEXT] for name, text in texts.items()}

@@ -174,13 +174,18 @@ def test_the_last_hour(ledger: Ledger, clock: Clock) -> None:
         report(totals={"connections": {"a": float("nan")}}),
         report(totals={"connections": {"a": float("inf")}}),
         report(totals={"connections": {str(number): 1 for number in range(20_001)}}),
+        report(totals={"connections": {"a": 10**400}}),
+        report(totals={str(number): {} for number in range(33)}),
+        report(shown={"*": [float("nan"), 1.0]}),
         report(open=7),
         report(generation="x"),
+        report(generation=10**400),
         report(generation=float("inf")),
         report(refusals=7),
         report(refusals=[7]),
         report(refusals=[{}]),
         report(refusals=[{**REFUSAL, "time": "x"}]),
+        report(refusals=[{**REFUSAL, "time": float("inf")}]),
     ],
 )
 def test_what_is_no_report(ledger: Ledger, wrong: Any) -> None:
@@ -200,6 +205,10 @@ def test_a_liar_is_bounded(ledger: Ledger) -> None:
         seen = {f"{life} {number}": 1.0 for number in range(10_000)}
         ledger.report(worker, report(totals=totals, seen=seen, refusals=[{**REFUSAL, "sni": "x" * 10_000}]))
         ledger.worker_ended(worker)
+    for life in range(5):
+        worker = ledger.worker_started(1, 11)
+        ledger.report(worker, report(totals={f"{life} {number}": {"": 1} for number in range(32)}))
+        ledger.worker_ended(worker)
     told = state(ledger)
-    assert (len(told["totals"]["connections"]), len(told["seen"])) == (20_000, 20_000)
+    assert (len(told["totals"]["connections"]), len(told["seen"]), len(told["totals"])) == (20_000, 20_000, 32)
     assert {len(one["sni"]) for one in told["refusals"]} == {512}
