@@ -33,6 +33,7 @@ mount --types overlay overlay --options lowerdir=/srv:/root /root || true
 for mount in / /tmp /run /dev/shm; do
     if mountpoint --quiet "$mount"; then mount --options remount,bind,ro "$mount"; fi
 done
+unset COVERAGE_PROCESS_START COVERAGE_PROCESS_CONFIG  # which would be written into a root that cannot be
 exec setpriv --reuid "$0" --regid "$0" --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
 """
 """What the engine does for `read_only`, `cap_drop` and `user`; `$0` is the user."""
