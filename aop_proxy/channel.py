@@ -33,6 +33,11 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Abort:
+    """Let go of the snapshot prepared last, since not all could build theirs, and say `aborted`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Stop accepting, let the connections end, say `drained`, exit."""
 
@@ -42,10 +47,11 @@ class Ping:
     """Say `alive`."""
 
 
-Command = Prepare | Commit | Drain | Ping
+Command = Prepare | Commit | Abort | Drain | Ping
 Reply = dict[str, Any]
 """`{"prepared": generation, "advice": […], "expiries": [[path, subject, date], …]}`,
-`{"problems": [[path, sentence], …]}`, `{"committed": true}`, `{"drained": connections cut}`, `{"alive": true}`."""
+`{"problems": [[path, sentence], …]}`, `{"committed": true}`, `{"aborted": true}`, `{"drained": connections cut}`,
+`{"alive": true}`."""
 
 
 class Channel:

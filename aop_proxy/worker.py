@@ -15,7 +15,7 @@ import socket
 import sys
 
 from aop_proxy import snapshot, transparency
-from aop_proxy.channel import Channel, Commit, Ping, Prepare, Reply
+from aop_proxy.channel import Abort, Channel, Commit, Ping, Prepare, Reply
 from aop_proxy.credentials import Findings
 from aop_proxy.endpoint import Listener
 from aop_proxy.log import Log
@@ -57,6 +57,9 @@ class Worker:
             elif isinstance(command, Commit):
                 self._commit()
                 await self._channel.send_reply({"committed": True})
+            elif isinstance(command, Abort):
+                self._prepared = None
+                await self._channel.send_reply({"aborted": True})
             elif isinstance(command, Ping):
                 await self._channel.send_reply({"alive": True})
             else:

@@ -14,7 +14,7 @@ from typing import Any
 
 from aop_proxy import exposure, listeners
 from aop_proxy.admin_child import AdminChild
-from aop_proxy.channel import Commit, Drain, Ping, Prepare, Reply
+from aop_proxy.channel import Abort, Commit, Drain, Ping, Prepare, Reply
 from aop_proxy.endpoint import Listener
 from aop_proxy.expiry import Expiry
 from aop_proxy.ledger import Ledger
@@ -250,6 +250,7 @@ class Parent:
                 _refuse_what_needs_a_restart(self._bundle.settings, bundle.settings)
                 await self._prepare(self._alive(), bundle, self._generation + 1, announce=True)
             except ConfigurationError as error:
+                await asyncio.gather(*(worker.ask(Abort()) for worker in self._alive()))
                 problems = [str(problem) for problem in error.problems]
                 self._log.event("error", "reload_failed", problems=problems)
                 self._ledger.reload_failed(problems)

@@ -38,6 +38,7 @@ from aop_proxy.service_manager import ServiceManager
 from aop_proxy.workers import ExitCode, Parent
 from certificates import Authority, CredentialFiles
 from in_process import make_bundle
+from processes import open_descriptors
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 Config = dict[str, Any]
@@ -452,6 +453,21 @@ def is_handled(pid: int) -> bool:
             return True
         time.sleep(0.001)
     return False
+
+
+def test_a_reload_of_which_one_dies(config: Config) -> None:
+    """The others give back what they had built for it."""
+    with Proxy({**config, "workers": 2}) as proxy:
+        first, second = proxy.worker_pids
+        before = open_descriptors(second)
+        os.kill(first, signal.SIGSTOP)
+        proxy.signal(signal.SIGHUP)
+        deadline = time.monotonic() + PATIENCE
+        while open_descriptors(second) == before:
+            assert time.monotonic() < deadline
+        os.kill(first, signal.SIGKILL)
+        proxy.wait_for("reload_failed")
+        assert open_descriptors(second) == before
 
 
 def test_the_end_in_a_reload(config: Config) -> None:
