@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 HEAD_PATIENCE = 60.0
 """Seconds for a head, from its first byte to its last; NGINX's client_header_timeout."""
+BODY_PATIENCE = 60.0
+"""Seconds between two pieces of a body that is read whole first; NGINX's client_body_timeout."""
 MAX_AHEAD = 64 * 1024
 """Bytes of further requests from which on a client is not read until it has its answer."""
 MAX_INTERIM = 32
@@ -279,9 +281,11 @@ class Exchange:
                 raise _Failed(Fault.NO_ROOM) from None
             if self._body.ended:
                 break
+            self.deadline = self._poller.now + BODY_PATIENCE
             data = await self._hear_client()
             if not data:
                 raise ConnectionResetError
+        self.deadline = None
         spool.seek(0)
         self._spooled = size
         request.length, request.is_chunked = size, False

@@ -409,6 +409,21 @@ def test_a_body_is_read_whole_first(serve: Serve, backend: RecordingBackend, goo
     assert rest.startswith(large + b"GET / HTTP/1.1\r\n")
 
 
+def test_a_body_that_stops_is_not_waited_for(
+    serve: Serve, backend: RecordingBackend, good: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client is left, what there is of it is thrown away, and the backend has heard nothing."""
+    monkeypatch.setattr(exchange, "BODY_PATIENCE", 0.05)
+    server = serve(buffer_requests=1000, timeouts={"linger": 0.2})
+    with connected(server, good) as client:
+        client.send(POST + b"Content-Length: 5\r\n\r\nhell")
+        assert client.receive_all().data == b""
+    line = server.wait_for("request")
+    assert (line["status"], line["fault"]) == (None, "cut")
+    assert server.record()["reason"] == "client_reset"
+    assert len(backend.connections) == 0
+
+
 @pytest.mark.parametrize(
     "body",
     [b"Content-Length: 2000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n800\r\n" + bytes(0x800) + b"\r\n"],
