@@ -177,16 +177,14 @@ class Parent:
     ) -> None:
         """Have every worker build a snapshot. Raises ConfigurationError with what any of them says is wrong."""
         replies = await asyncio.gather(*(worker.ask(Prepare(bundle, generation)) for worker in workers))
-        problems: dict[Problem, None] = {}
-        for worker, reply in zip(workers, replies, strict=True):
-            if reply is None:
-                problems[Problem("", f"worker {worker.number} died while it loaded the configuration")] = None
-            else:
-                problems |= dict.fromkeys(Problem(*map(str, pair)) for pair in reply.get("problems", []))
+        try:
+            problems = dict.fromkeys(itertools.chain(*map(_problems, workers, replies)))
+            if not problems and announce and replies:
+                self._announce(bundle.settings, replies[0] or {})
+        except (LookupError, TypeError, ValueError) as error:  # whoever said this is no worker of ours any more
+            raise ConfigurationError(Problem("", f"what a worker says makes no sense: {error!r}")) from error
         if problems:
             raise ConfigurationError(*problems)
-        if announce and replies and replies[0]:
-            self._announce(bundle.settings, replies[0])
 
     def _announce(self, settings: Settings, reply: Reply) -> None:
         """Tell what is worth knowing of a configuration; all workers say the same of it."""
@@ -328,6 +326,13 @@ class Parent:
 
 async def _first(*things: asyncio.Future[Any], timeout: float | None = None) -> None:
     await asyncio.wait(things, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _problems(worker: WorkerProcess, reply: Reply | None) -> list[Problem]:
+    """What a worker has against a configuration."""
+    if reply is None:
+        return [Problem("", f"worker {worker.number} died while it loaded the configuration")]
+    return [] if "prepared" in reply else [Problem(*map(str, pair)) for pair in reply["problems"]]
 
 
 def _refuse_what_needs_a_restart(old: Settings, new: Settings) -> None:

@@ -31,10 +31,13 @@ from actors import (
     never_answer,
     run_command,
 )
+from aop_proxy.channel import Channel
 from aop_proxy.log import Log
+from aop_proxy.model import ConfigurationError
 from aop_proxy.processors import usable_cpus
 from aop_proxy.reminders import Reminders
 from aop_proxy.service_manager import ServiceManager
+from aop_proxy.worker_process import WorkerProcess
 from aop_proxy.workers import ExitCode, Parent
 from certificates import Authority, CredentialFiles
 from in_process import make_bundle
@@ -641,6 +644,39 @@ async def test_told_to_end_while_workers_prepare(
     assert await asyncio.wait_for(running, PATIENCE) is ExitCode.DRAINED
     os.close(write)
     lines.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {},
+        {"problems": 7},
+        {"problems": [7]},
+        {"prepared": 2},
+        {"prepared": 2, "advice": 7, "expiries": []},
+        {"prepared": 2, "advice": [], "expiries": [["path", "subject", "never"]]},
+    ],
+)
+async def test_a_worker_that_makes_no_sense(
+    server_credentials: CredentialFiles, client_ca: Path, backend: RecordingBackend, reply: dict[str, Any]
+) -> None:
+    """One that was taken over can make a reload fail, and nothing else: the parent takes it for a problem."""
+    bundle = make_bundle(server_credentials, client_ca, backend.url, workers=1)
+    read, write = os.pipe()
+    log = Log(bundle.settings.log, write)
+    parent = Parent(lambda: bundle, bundle, log, write, ServiceManager({}))
+    ours, theirs = socket.socketpair()
+    liar = await Channel.open(theirs)
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    worker = WorkerProcess(1, process, await Channel.open(ours))
+    process.kill()  # all that it has to say is said here
+    await liar.send_reply(reply)
+    with pytest.raises(ConfigurationError, match="makes no sense"):
+        await parent._prepare([worker], bundle, 2, announce=True)
+    await worker.end()
+    liar.close()
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.usefixtures("our_signals")
