@@ -169,8 +169,8 @@ def parse_request(head: bytes) -> Request:
     framing: dict[bytes, bytes] = {}
     fields, options = _fields(block, framing)
     host = framing.get(b"host", b"")
-    if len(host) > MAX_HOST or not _HOST.fullmatch(host):
-        raise Malformed("no Host, or none that is a host")
+    if len(host) > MAX_HOST:
+        raise Malformed("a Host too long")
     is_http_1_0 = minor == b"0"
     length, is_chunked = _framing(framing, is_http_1_0=is_http_1_0)
     expect = framing.get(b"expect", b"").lower()
@@ -181,7 +181,7 @@ def parse_request(head: bytes) -> Request:
         method=method,
         target=target if target[:1] == b"/" else _origin_form(method, target, host),
         is_http_1_0=is_http_1_0,
-        host=host if host.isascii() else _a_labels(host),
+        host=_in_one_spelling(host),
         fields=fields,
         options=options,
         length=length,
@@ -327,15 +327,16 @@ def _framing(framing: dict[bytes, bytes], *, is_http_1_0: bool) -> tuple[int | N
     return int(length), False
 
 
-def _a_labels(host: bytes) -> bytes:
-    """A Host in another script in ASCII, which is what is compared and what is passed on."""
+def _in_one_spelling(host: bytes) -> bytes:
+    """A Host in ASCII, in lower case, without the trailing dot."""
+    # Compared and passed on so: a backend that knows `a.example` alone would give `A.example.` to its default site.
     try:
-        ascii_host = host.decode().encode("idna")
+        match = _HOST.fullmatch(host if host.isascii() else host.decode().encode("idna"))
     except UnicodeError:
-        ascii_host = b""
-    if not _HOST.fullmatch(ascii_host):
+        match = None
+    if match is None:
         raise Malformed("no Host, or none that is a host")
-    return ascii_host
+    return match[1].lower().removesuffix(b".") + match.string[match.end(1) :]
 
 
 def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:

@@ -584,8 +584,8 @@ def test_what_the_backend_is_told(serve: Serve, backend: RecordingBackend, good:
         "X-Client-Verify: SUCCESS",
         "X-Client-Subject: CN=edge.example",
         f"X-Client-Fingerprint: {fingerprint}",
-        "X-Forwarded-Host: LOCALHOST",
-        'Forwarded: for=127.0.0.1;host="LOCALHOST";proto=https',
+        "X-Forwarded-Host: localhost",
+        'Forwarded: for=127.0.0.1;host="localhost";proto=https',
         "",
         "",
     ]
