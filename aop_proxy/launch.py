@@ -7,6 +7,7 @@ proxy; nothing of it is left once COMMAND runs.
 import os
 import signal
 import sys
+import warnings  # noqa: F401 - execvp does, when another user may be unable to read this Python's files
 
 from aop_proxy.model import ConfigurationError
 from aop_proxy.privileges import become, drop_capabilities, end_with

@@ -55,7 +55,7 @@ def test_a_parent_that_is_gone() -> None:
 def test_another_user() -> None:
     """Its home and name go with it."""
     nobody = pwd.getpwnam("nobody")
-    done = launch("/bin/sh", "-c", "id -u; echo $HOME $USER $LOGNAME", user="nobody")
+    done = launch("sh", "-c", "id -u; echo $HOME $USER $LOGNAME", user="nobody")
     assert done.stdout.split() == [str(nobody.pw_uid), nobody.pw_dir, "nobody", "nobody"]
 
 
