@@ -90,7 +90,7 @@ class LoopThread:
         self.loop.call_soon_threadsafe(self._end.set)
         self._thread.join(PATIENCE)
         if error is None:
-            assert self.faults == []
+            assert self.faults == [], self.faults
             assert self._left == set()
 
 

@@ -114,6 +114,7 @@ def make_line(
         for line in lines:
             if not line.relay.finished.done():
                 loop.call(line.relay.stop, Reason.DRAINED)
+            line.finished()  # and what its end calls has been called: it closes our sockets, on the loop
             for end in (*line.ours, line.client.sock, line.backend):
                 end.close()
 
