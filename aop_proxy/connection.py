@@ -375,10 +375,14 @@ class Connection:
 
     async def _exchange_messages(self, session: TlsSession, terms: Terms, first: bytes) -> Reason | Upgraded:
         """Serve requests until the connection ends, or becomes one that is to be relayed."""
-        self._exchange = Exchange(self._server, self._client.socket, session, terms, self.record)
+        exchange = self._exchange = Exchange(self._server, self._client.socket, session, terms, self.record)
         try:
-            outcome = await self._exchange.serve(first)
+            exchange.start(first)
+            outcome = await exchange.finished
+            if isinstance(outcome, Upgraded):
+                exchange.let_go()
         finally:
+            exchange.stop()
             self._exchange = None
         if isinstance(outcome, Upgraded) or outcome.verdict is Verdict.FAILED:
             return outcome

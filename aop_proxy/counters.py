@@ -46,8 +46,8 @@ class Counters:
         self._ends = dict.fromkeys(Reason, 0)
         self._overlooked = Counter[Reason]()
         """Forwarded while we only observe, by the reason for which they would have been refused."""
-        self._requests = Counter[str]()
-        """By the class of their status."""
+        self._requests = Counter[int]()
+        """By the first digit of their status."""
         self._faults = Counter[Fault]()
         self._bytes_from_client = 0
         self._bytes_from_upstream = 0
@@ -73,7 +73,7 @@ class Counters:
     def end_request(self, record: RequestRecord) -> None:
         """Count a request whose record is complete."""
         if record.status:
-            self._requests[f"{record.status // 100}xx"] += 1
+            self._requests[record.status // 100] += 1
         if record.fault is not None:
             self._faults[record.fault] += 1
 
@@ -101,7 +101,7 @@ class Counters:
                 "from_client": self._bytes_from_client + sum(up for up, _ in moving),
                 "from_upstream": self._bytes_from_upstream + sum(down for _, down in moving),
             },
-            "requests": dict(self._requests),
+            "requests": {f"{digit}xx": count for digit, count in self._requests.items()},
             "faults": {fault.value: count for fault, count in self._faults.items()},
             "handshakes": self.handshakes.totals(),
             "dials": {f"{word} {url}": count for url, one in dials for word, count in one.results.items()},

@@ -1,24 +1,25 @@
 """One accepted client's requests, one after the other: the order of events, and nothing of how a message is read.
 
 request -> its Host is the connection's -> a backend connection, kept or new -> the request written anew -> the response
-written anew -> the next. One coroutine does it all: bodies move in both directions at once, each as fast as its
-receiver, and of them nothing is held but what a receiver has not taken yet. A fault before the response has begun is a
-page; one after it cuts the connection.
+written anew -> the next. One coroutine does it all, resumed by its sockets: a task, and a future for each wait, would
+cost more than reading a head. Bodies move in both directions at once, each as fast as its receiver, and of them nothing
+is held but what a receiver has not taken yet. A fault before the response has begun is a page; one after it cuts.
 """
 
 import asyncio
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, NamedTuple
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from aop_proxy import http1, pages
 from aop_proxy.fields import Introduction, Secret, is_the_edges
 from aop_proxy.http1 import Body, Chunked, Malformed, Request, Response, Sized, TooLarge
 from aop_proxy.model import Site
 from aop_proxy.reasons import Fault, Reason
-from aop_proxy.stream import End, TlsEnd
+from aop_proxy.stream import BackendEnd, TlsEnd
 from aop_proxy.telemetry import ConnectionRecord, RequestRecord
 from aop_proxy.tls import TlsSession
 from aop_proxy.upstream import Caller, Dialled
@@ -40,6 +41,7 @@ IN_MEMORY = 64 * 1024
 _SPOOL_PIECE = 128 * 1024
 _IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 section 9.2.2."""
+_NO_BODY = Sized(0)
 _HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\nCache-Control: no-store\r\n\r\n"
 
 
@@ -62,7 +64,7 @@ class Terms(NamedTuple):
 
 
 class Upgraded(NamedTuple):
-    """The backend has agreed to speak WebSocket: what follows is to be relayed."""
+    """The backend has agreed to speak WebSocket: what follows is to be relayed, once the exchange has let it go."""
 
     backend: Dialled
     heard: bytes
@@ -77,13 +79,19 @@ class _Failed(Exception):
         self.fault = fault
 
 
+@types.coroutine
+def _news() -> Generator[None]:
+    """Wait to be resumed: an end has something to tell, or the deadline has passed (TimeoutError)."""
+    yield
+
+
 class Exchange:
     """The requests of one connection."""
 
     __slots__ = (
-        "_answer", "_body", "_client", "_dialled", "_health_path", "_host", "_inbox", "_line", "_patience", "_poller",
-        "_record", "_server", "_spool", "_spooled", "_terms", "_upstream", "_waiter", "active_at",
-        "deadline", "idle_since",
+        "_answer", "_body", "_client", "_health_path", "_host", "_inbox", "_is_waiting", "_line", "_patience",
+        "_poller", "_record", "_requests", "_server", "_spool", "_spooled", "_terms", "_upstream", "active_at",
+        "deadline", "finished", "idle_since",
     )  # fmt: skip
 
     def __init__(
@@ -98,8 +106,7 @@ class Exchange:
         path = terms.site.http.health_path
         self._health_path = None if path is None else path.encode("ascii")
         self._client = TlsEnd(server.poller, server.buffers, client, self._wake, session)
-        self._upstream: End | None = None
-        self._dialled: Dialled | None = None
+        self._upstream: BackendEnd | None = None
         self._patience = terms.site.http.response_timeout
         self._body: Body = Sized(0)
         """What reads the request's body."""
@@ -113,39 +120,89 @@ class Exchange:
         """Bytes of the backend's that no response has taken yet."""
         self._host = b""
         """The Host of the request before, which was right."""
-        self._waiter: asyncio.Future[None] | None = None
+        self._requests: Coroutine[Any, None, Reason | Upgraded] | None = None
+        """What `start` has started."""
+        self._is_waiting = False
+        """It can be resumed."""
         self.active_at = server.poller.now
         """When anything last moved."""
         self.idle_since: float | None = None
         """Since when the client is owed nothing; None while a request is under way."""
         self.deadline: float | None = None
         """When the server is to call `expire`."""
+        self.finished: asyncio.Future[Reason | Upgraded] = self._poller.loop.create_future()
+        """Raises OSError when the client is gone. After a reason that is no failure the client is to be told that
+        nothing more comes."""
 
-    async def serve(self, first: bytes) -> Reason | Upgraded:
-        """Serve every request, the first of which begins with `first`. Raises OSError when the client is gone.
-
-        After a reason that is no failure the client is to be told that nothing more comes.
-        """
+    def start(self, first: bytes) -> None:
+        """Serve every request, the first of which begins with `first`, until `finished`."""
         self._inbox = first
+        self._requests = self._serve()
+        self._resume()
+
+    def stop(self) -> None:
+        """Serve no more, and close what was reached of the backend unless it was let go; to be called at the end."""
+        if self._is_waiting:
+            self._resume(asyncio.CancelledError())
+        self._close_upstream()
+
+    def let_go(self) -> BackendEnd:
+        """Have the backend's connection no more, and leave it open."""
+        upstream = self._backend
+        self._upstream = None
+        return upstream
+
+    def expire(self) -> None:
+        """Give up what is waited for: it has not come in time."""
+        if self._is_waiting:
+            self._resume(TimeoutError())
+
+    def _wake(self) -> None:
+        if self._is_waiting:
+            self._resume()
+
+    def _resume(self, error: BaseException | None = None) -> None:
+        """Go on to the next wait, or to the end."""
+        if self._requests is None:
+            raise RuntimeError("an exchange that was not started")
+        self._is_waiting = False
+        self.active_at = self._poller.now
+        try:
+            if error is None:
+                self._requests.send(None)
+            else:
+                self._requests.throw(error)
+        except StopIteration as ended:
+            self.finished.set_result(ended.value)
+        except asyncio.CancelledError:
+            self.finished.cancel()
+        except Exception as failure:  # noqa: BLE001 - whoever waits for the end is told
+            if not self.finished.cancelled():
+                self.finished.set_exception(failure)
+        else:
+            self._is_waiting = True
+
+    async def _serve(self) -> Reason | Upgraded:
+        client = self._client
         try:
             outcome = None
             while outcome is None:
                 outcome = await self._serve_one()
-                await self._flush()
+                if outcome is not None:
+                    client.flush()
+                while client.backlog:
+                    await _news()
+                if client.broken:
+                    raise ConnectionResetError
             return outcome
         finally:
-            self._client.leave()
-            self._close_upstream()
-
-    def expire(self) -> None:
-        """Give up what is waited for: it has not come in time."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(TimeoutError())
+            client.leave()
 
     def say_goodbye(self) -> None:
         """Tell an idle client that the connection ends here; one that is owed something is to see it cut."""
         if self.idle_since is not None:
             self._client.say_goodbye()
+            self._client.flush()
 
     async def _serve_one(self) -> Reason | Upgraded | None:
         """One request and its response; None if another may follow."""
@@ -155,9 +212,12 @@ class Exchange:
             if request is None:
                 return Reason.CLOSED
             self._check(request)
-            if request.path == self._health_path:
+            if line.path == self._health_path:
                 return await self._tell_health(request)
-            await self._prepare_body(request)
+            if request.has_body:
+                await self._prepare_body(request)
+            else:
+                self._body = _NO_BODY
             response = await self._ask_backend(request)
             if response.status == http1.SWITCHING_PROTOCOLS:
                 return await self._upgrade(response)
@@ -189,34 +249,34 @@ class Exchange:
 
     async def _receive_request(self) -> Request | None:
         """The next request's head; None if the client leaves instead, or takes too long over it."""
+        line, inbox = self._line, self._inbox
         seen = 0
         try:
-            if not self._inbox:
-                self.idle_since = self._poller.now
-                self._inbox = bytes(await self._hear_client())
-                self.idle_since = None
-                if not self._inbox:
-                    return None
-            while not (length := http1.head_length(self._inbox, seen)):
-                if not seen:
+            while not inbox or not (length := http1.head_length(inbox, seen)):
+                if not inbox:
+                    self.idle_since = self._poller.now
+                elif not seen:
                     self.deadline = self._poller.now + HEAD_PATIENCE
-                seen = len(self._inbox)
                 data = await self._hear_client()
-                if not data:
+                self.idle_since = None
+                if not data and inbox:
                     raise ConnectionResetError
-                self._inbox += data
+                if not data:
+                    return None
+                seen = len(inbox)
+                inbox += data
             self.deadline = None
-            head, self._inbox = self._inbox[:length], self._inbox[length:]
-            self._line.started = time.monotonic()
+            self._inbox = inbox[length:]
+            line.started = time.monotonic()
             self._count_from_client(length)
-            request = http1.parse_request(head)
+            request = http1.parse_request(inbox[:length])
         except TooLarge:
             raise _Failed(Fault.HEAD_TOO_LARGE) from None
         except Malformed:
             raise _Failed(Fault.BAD_REQUEST) from None
         except TimeoutError:
             return None
-        self._line.method, self._line.path = request.method, request.path
+        line.method, line.path = request.method, request.path
         return request
 
     def _check(self, request: Request) -> None:
@@ -229,14 +289,14 @@ class Exchange:
         if terms.secret is not None and not terms.secret.is_met_by(request.take_values(terms.secret.canonical)):
             raise _Failed(Fault.SECRET_MISSING)
         if not terms.is_verified:
-            request.fields = [field for field in request.fields if not is_the_edges(field[2])]
+            request.fields = [field for field in request.fields if not is_the_edges(field.name)]
 
     async def _tell_health(self, request: Request) -> Reason | None:
         """Answer an edge's health check; the backend gets not a byte of it."""
         if self._server.is_draining or not await self._is_backend_up():
             raise _Failed(Fault.NO_ROOM)
         self._line.status = 200
-        await asyncio.sleep(0)  # nothing else here waits: others have their turn, however many come at once
+        await self._pass_turn()  # nothing else here waits, however many requests come at once
         self._client.send(_HEALTHY if request.method == b"HEAD" else _HEALTHY + b"ok\n")
         return Reason.CLOSED if request.is_last or request.has_body else None
 
@@ -246,13 +306,31 @@ class Exchange:
         dialled = await self._dial()
         if isinstance(dialled, Reason):
             return False
-        self._poller.forget(dialled.stream.fileno())
-        dialled.stream.close()
+        self._close(dialled)
         return True
 
     async def _dial(self) -> Dialled | Reason:
-        terms = self._terms
-        return await self._server.dialler.dial(terms.backends, terms.connect, terms.caller)
+        terms, loop = self._terms, self._poller.loop
+        dial = loop.create_task(self._server.dialler.dial(terms.backends, terms.connect, terms.caller))
+        dial.add_done_callback(lambda _: self._wake())
+        self.deadline = None
+        try:
+            while not dial.done():
+                await _news()
+        except BaseException:
+            dial.add_done_callback(self._hang_up)
+            dial.cancel()
+            raise
+        return dial.result()
+
+    def _hang_up(self, dial: asyncio.Task[Dialled | Reason]) -> None:
+        """Leave a backend that answered when nobody wanted it any more."""
+        if not dial.cancelled() and isinstance(answer := dial.result(), Dialled):
+            self._close(answer)
+
+    def _close(self, dialled: Dialled) -> None:
+        self._poller.forget(dialled.stream.fileno())
+        dialled.stream.close()
 
     # The request's body.
 
@@ -260,7 +338,7 @@ class Exchange:
         """Be ready to read the body; where bodies are buffered, read it to its end, in memory and then on a disk."""
         self._body = request.body()
         at_most = self._terms.site.http.buffer_requests
-        if at_most is None or not request.has_body:
+        if at_most is None:
             return
         if (request.length or 0) > at_most:
             raise _Failed(Fault.BODY_TOO_LARGE)
@@ -317,108 +395,131 @@ class Exchange:
             return http1.chunk(pieces) + (http1.LAST_CHUNK if self._body.ended else b"")
         return pieces[0] if pieces else b""
 
-    def _move_body(self, upstream: End) -> None:
+    def _move_body(self, upstream: BackendEnd) -> None:
         """Move on what there is of the request's body, as fast as the backend takes it, and hear what else comes."""
-        if self._client.has_news:
-            data = self._client.receive()
+        client, body = self._client, self._body
+        if client.has_news:
+            data = client.receive()
             if data is not None and not data:
                 raise ConnectionResetError  # before it had its answer
-            if data and self._body.ended:
+            if data and body.ended:
                 self._inbox += data
             elif data:
                 upstream.send(self._body_for_backend(data))
         if self._spool is not None and not upstream.backlog:
-            upstream.send(self._spool.read(_SPOOL_PIECE))
-            if self._spool.tell() == self._spooled:
-                self._close_spool()
-            else:
-                self._poller.loop.call_soon(self._wake)  # others have their turn
-        is_client_awaited = not self._body.ended and not upstream.backlog and not upstream.broken
-        if is_client_awaited or (self._body.ended and len(self._inbox) < MAX_AHEAD):
-            self._client.listen()
+            self._unspool(self._spool, upstream)
+        if body.ended:
+            if len(self._inbox) < MAX_AHEAD:
+                client.listen()
+            is_client_awaited = False
+        elif is_client_awaited := not upstream.backlog and not upstream.broken:
+            client.listen()
         if not self._line.status:
             self.deadline = None if is_client_awaited else self._poller.now + self._patience
 
+    def _unspool(self, spool: IO[bytes], upstream: BackendEnd) -> None:
+        upstream.send(spool.read(_SPOOL_PIECE))
+        if spool.tell() == self._spooled:
+            self._close_spool()
+        else:
+            self._poller.loop.call_soon(self._wake)  # others have their turn
+
     @property
     def _is_body_sent(self) -> bool:
-        return self._body.ended and self._spool is None and not (self._upstream and self._upstream.backlog)
+        return self._body.ended and self._spool is None and not self._backend.owes
 
     # The backend.
 
     async def _ask_backend(self, request: Request) -> Response:
-        """Send the request; the head of the final response, its body to come.
+        """Send the request; the head of the final response, or of a 101 that was asked for. Its body is to come.
 
-        One that was lost on a connection that had served before is sent again, once, if that cannot do harm.
+        A request that was lost on a connection that had served before is sent again, once, if that cannot do harm.
         """
-        is_reused = await self._reach_backend(fresh=False)
         terms = self._terms
         host = request.host if terms.site.http.host is None else terms.site.http.host.encode("ascii")
         head = http1.write_request(request, host, terms.introduction.lines(request.host))
-        rest = b"" if self._body.ended else self._body_for_backend(self._take_inbox())
-        try:
-            return await self._converse(request, head + rest)
-        except _Failed as failed:
-            is_closed = failed.fault is Fault.BAD_RESPONSE and not self._line.bytes_from_upstream
-            if not (is_reused and is_closed) or request.has_body or request.method not in _IDEMPOTENT:
-                raise
-        await self._reach_backend(fresh=True)
-        return await self._converse(request, head)
+        upstream = self._server.pool.take(terms.pool_key, self._wake)
+        if upstream is None:
+            upstream = await self._reach_backend()
+        else:
+            self._use(upstream)
+            rest = b"" if self._body.ended else self._body_for_backend(self._take_inbox())
+            upstream.send(head + rest)
+            try:
+                return await self._receive_response(request)
+            except _Failed as failed:
+                is_closed = failed.fault is Fault.BAD_RESPONSE and not self._line.bytes_from_upstream
+                if not is_closed or request.has_body or request.method not in _IDEMPOTENT:
+                    raise
+            self._close_upstream()
+            upstream = await self._reach_backend()
+        upstream.send(head + (b"" if self._body.ended else self._body_for_backend(self._take_inbox())))
+        return await self._receive_response(request)
 
-    async def _reach_backend(self, *, fresh: bool) -> bool:
-        """Have a connection to the backend; whether it has served before."""
-        self._close_upstream()
-        kept = None if fresh else self._server.pool.take(self._terms.pool_key)
-        dialled = kept or await self._dial()
+    async def _reach_backend(self) -> BackendEnd:
+        """A new connection to the backend."""
+        dialled = await self._dial()
         if isinstance(dialled, Reason):
             timed_out = dialled is Reason.UPSTREAM_TIMEOUT
             raise _Failed(Fault.UPSTREAM_TIMEOUT if timed_out else Fault.UPSTREAM_UNREACHABLE)
-        self._dialled = dialled
-        self._upstream = End(self._poller, self._server.buffers, dialled.stream, self._wake)
-        self._record.upstream = dialled.upstream.url
-        return kept is not None
+        upstream = BackendEnd(self._poller, self._server.buffers, dialled, self._wake)
+        self._use(upstream)
+        return upstream
 
-    async def _converse(self, request: Request, opening: bytes) -> Response:
-        """Send the head and what there is of the body; the final response's head, or 101 where it was asked for."""
-        self._answer = b""
-        self._backend.send(opening)
-        for _ in range(MAX_INTERIM):
-            response = await self._receive_response()
-            if response.status >= 200:
-                return response
-            if response.status == http1.SWITCHING_PROTOCOLS:
-                if request.upgrades and response.upgrade == b"websocket":
-                    return response
-                break
-            if response.status != http1.CONTINUE_STATUS and not request.is_http_1_0:
-                self._client.send(http1.write_interim(response))
-            elif request.expects_continue:
-                request.expects_continue = False
-                self._client.send(http1.CONTINUE)
-        raise _Failed(Fault.BAD_RESPONSE)
+    def _use(self, upstream: BackendEnd) -> None:
+        self._upstream = upstream
+        self._record.upstream = upstream.dialled.upstream.url
 
-    async def _receive_response(self) -> Response:
-        """The head of the backend's next response."""
-        seen = 0
+    async def _receive_response(self, request: Request) -> Response:
+        """The head of the final response; those before it go to the client."""
+        answer = self._answer = b""
+        seen = interim = 0
         try:
-            while not self._answer or not (length := http1.head_length(self._answer, seen)):
-                seen = len(self._answer)
-                data = await self._hear_backend()
-                if not data:
+            while True:
+                while not answer or not (length := http1.head_length(answer, seen)):
+                    seen = len(answer)
+                    data = await self._hear_backend()
+                    if not data:
+                        raise _Failed(Fault.BAD_RESPONSE)
+                    answer += data
+                response = http1.parse_response(answer[:length])
+                answer, seen = answer[length:], 0
+                if response.status >= 200 or self._is_upgrade(request, response):
+                    self._answer = answer
+                    return response
+                interim += 1
+                if interim == MAX_INTERIM:
                     raise _Failed(Fault.BAD_RESPONSE)
-                self._answer += data
-            head, self._answer = self._answer[:length], self._answer[length:]
-            return http1.parse_response(head)
+                self._pass_interim(request, response)
         except Malformed:
             raise _Failed(Fault.BAD_RESPONSE) from None
         except TimeoutError:
             raise _Failed(Fault.UPSTREAM_TIMEOUT) from None
 
+    def _is_upgrade(self, request: Request, response: Response) -> bool:
+        """Whether the response is a 101, which only a request for WebSocket may get."""
+        if response.status != http1.SWITCHING_PROTOCOLS:
+            return False
+        if not request.upgrades or response.upgrade != b"websocket" or self._backend.owes:
+            raise _Failed(Fault.BAD_RESPONSE)
+        return True
+
+    def _pass_interim(self, request: Request, response: Response) -> None:
+        if response.status != http1.CONTINUE_STATUS and not request.is_http_1_0:
+            self._client.send(http1.write_interim(response))
+        elif request.expects_continue:
+            request.expects_continue = False
+            self._client.send(http1.CONTINUE)
+
     async def _deliver(self, request: Request, response: Response) -> Reason | None:
         """Pass on the response as it comes; None if the connection can serve another."""
+        client = self._client
         body = response.body(request.method)
-        is_chunked = (body.ends_with_connection or isinstance(body, Chunked)) and not request.is_http_1_0
-        is_endless = request.is_http_1_0 and not isinstance(body, Sized)
-        is_last = request.is_last or is_endless or self._server.is_draining or not self._is_body_sent
+        is_sized = isinstance(body, Sized)
+        is_chunked = not (is_sized or request.is_http_1_0)
+        is_endless = not is_sized and request.is_http_1_0
+        is_body_sent = self._is_body_sent
+        is_last = request.is_last or is_endless or self._server.is_draining or not is_body_sent
         ahead = http1.write_response(response, request, is_chunked=is_chunked, is_last=is_last)
         data: memoryview | bytes = self._answer
         self._answer = b""
@@ -433,21 +534,21 @@ class Exchange:
                 ahead += http1.chunk(pieces) + (http1.LAST_CHUNK if body.ended else b"")
             elif ahead or len(pieces) > 1:
                 ahead += b"".join(pieces)
-            self._client.send(ahead or (pieces[0] if pieces else b""))
+            client.send(ahead or (pieces[0] if pieces else b""))
             ahead = b""
             if body.ended:
                 break
             data = await self._hear_backend()
             if not data and body.ends_with_connection:
-                self._client.send(http1.LAST_CHUNK if is_chunked else b"")
+                client.send(http1.LAST_CHUNK if is_chunked else b"")
                 break
             if not data:
                 raise _Failed(Fault.BAD_RESPONSE)
         # Nobody can know whether a backend has read the body of a request that it has answered: what it has not read
         # it would take for the next one ("CL.0").
-        is_clean = body.ended and used == len(data) and not request.has_body and self._is_body_sent
-        if is_clean and response.keeps_alive and not response.is_for_one_client:
-            self._server.pool.give(self._terms.pool_key, self._let_go())
+        is_clean = body.ended and used == len(data) and is_body_sent and not request.has_body
+        if is_clean and response.keeps_alive and not (request.binds or response.binds):
+            self._server.pool.give(self._terms.pool_key, self.let_go())
         else:
             self._close_upstream()
         return Reason.CLOSED if is_last or self._server.is_draining else None
@@ -456,40 +557,31 @@ class Exchange:
         """Tell the client that both go on in another protocol, with what the backend has said in it already."""
         self._line.note_status(response.status, time.monotonic())
         self._client.send(http1.write_interim(response) + self._answer)
-        await self._flush()
-        return Upgraded(self._let_go(), self._take_inbox())
+        self._client.flush()
+        while self._client.backlog:
+            await _news()
+        self._backend.leave()
+        return Upgraded(self._backend.dialled, self._take_inbox())
 
     @property
-    def _backend(self) -> End:
+    def _backend(self) -> BackendEnd:
         if self._upstream is None:
             raise RuntimeError("no backend was reached")
         return self._upstream
 
-    def _let_go(self) -> Dialled:
-        """Have the backend's connection no more, and leave it open."""
-        if self._dialled is None:
-            raise RuntimeError("no backend was reached")
-        dialled = self._dialled
-        self._backend.leave()
-        self._upstream = self._dialled = None
-        return dialled
-
     def _close_upstream(self) -> None:
         if self._upstream is not None:
-            dialled = self._let_go()
-            self._poller.forget(dialled.stream.fileno())
-            dialled.stream.close()
+            self.let_go().close()
 
     # Waiting.
 
     async def _hear_client(self) -> memoryview:
         """What the client says next; empty when it has ended."""
         client = self._client
-        while True:
-            if client.has_news and (data := client.receive()) is not None:
-                return data
+        while not client.has_news or (data := client.receive()) is None:
             client.listen()
-            await self._news()
+            await _news()
+        return data
 
     async def _hear_backend(self) -> memoryview:
         """What the backend says next, empty when it has ended; meanwhile the request's body moves on."""
@@ -508,27 +600,12 @@ class Exchange:
                         return data
                 upstream.listen()
             self._move_body(upstream)
-            await self._news()
+            await _news()
 
-    async def _flush(self) -> None:
-        """Wait until the client has taken what it is owed."""
-        while self._client.backlog:
-            await self._news()
-        if self._client.broken:
-            raise ConnectionResetError
-
-    async def _news(self) -> None:
-        """Wait until an end has something to tell. Raises TimeoutError past the deadline."""
-        self._waiter = self._poller.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        self.active_at = self._poller.now
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    async def _pass_turn(self) -> None:
+        """Let others have theirs."""
+        self._poller.loop.call_soon(self._wake)
+        await _news()
 
     def _count_from_client(self, length: int) -> None:
         self._line.bytes_from_client += length

@@ -6,6 +6,7 @@ know sockets, nor how messages are parsed.
 """
 
 import base64
+import functools
 import hmac
 import re
 from collections.abc import Iterable
@@ -27,11 +28,14 @@ class Kind(IntEnum):
     """It concerns one hop, or is ours to say."""
     DISGUISED = 3
     """It is one that frames, in a spelling that only some would take for it."""
+    BINDS = 4
+    """It passes, and may make the connection that it is on one client's."""
 
 
 class FieldName(NamedTuple):
     """A name as it was spelt."""
 
+    lower: bytes
     canonical: bytes
     """Lower case, whatever is no letter or digit as a hyphen."""
     kind: Kind
@@ -43,22 +47,27 @@ _REMOVED = frozenset(
     b" client-cert client-cert-chain forwarded x-client-fingerprint x-client-subject x-client-verify".split()
 )
 """`Proxy` would become HTTP_PROXY in CGI (httpoxy, CVE-2016-5385)."""
+_BINDING = frozenset((b"authorization", b"www-authenticate"))
 _FORWARDED = b"x-forwarded-"
 _CLOUDFLARE = b"cf-"
 _TRUE_CLIENT_IP = b"true-client-ip"
 _PROTECTED = frozenset(b"authorization cache-control content-type cookie".split())
 """Beside what frames and what is Cloudflare's, fields that no `Connection` can name away (RFC 9110 section 7.6.1)."""
 _NOT_ALPHANUMERIC = re.compile(rb"[^0-9a-z]")
-_MOST_SPELLINGS, _LONGEST_SPELLING = 2048, 64
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _MAX_SUBJECT = 2048
 
-SPELLINGS: dict[bytes, FieldName] = {}
-"""Names met before: clients send the same few with every request. Bounded; ask `learn` for those that are not here."""
+_MOST_REMEMBERED = 2048
+_LONGEST_REMEMBERED = 64
 
 
 def learn(name: bytes) -> FieldName:
-    """What a name is that is not among `SPELLINGS`, which it is added to if it is short and there is room."""
+    """What a name is. Clients send the same few with every request: short ones that were met lately are remembered."""
+    return _judge(name) if len(name) <= _LONGEST_REMEMBERED else _judge.__wrapped__(name)
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def _judge(name: bytes) -> FieldName:
     lower = name.lower()
     canonical = _NOT_ALPHANUMERIC.sub(b"-", lower)
     if canonical in _FRAMING:
@@ -66,11 +75,8 @@ def learn(name: bytes) -> FieldName:
     elif canonical in _REMOVED or canonical.startswith(_FORWARDED):
         kind = Kind.REMOVED
     else:
-        kind = Kind.PASSES
-    found = FieldName(canonical, kind)
-    if len(SPELLINGS) < _MOST_SPELLINGS and len(name) <= _LONGEST_SPELLING:
-        SPELLINGS[name] = found
-    return found
+        kind = Kind.BINDS if canonical in _BINDING else Kind.PASSES
+    return FieldName(lower, canonical, kind)
 
 
 def is_the_edges(name: FieldName) -> bool:

@@ -5,11 +5,14 @@ it from its first byte to its last is refused, and so is a body. Nothing is mend
 sockets, nor what a field means to us beyond its kind.
 """
 
+import functools
 import re
 from dataclasses import dataclass
+from itertools import filterfalse
+from operator import attrgetter
 from typing import NamedTuple
 
-from aop_proxy.fields import SPELLINGS, FieldName, Kind, learn, may_be_named_away
+from aop_proxy.fields import FieldName, Kind, learn, may_be_named_away
 
 MAX_HEAD = 128 * 1024
 """Bytes of a head; what Cloudflare's edge sends at most."""
@@ -19,9 +22,16 @@ MAX_CHUNK_LINE = 1024
 MAX_EXTENSIONS = 16 * 1024
 """Bytes of chunk extensions in one body (CVE-2023-39326): nobody uses them."""
 MAX_TRAILERS = 16 * 1024
+_KIND, _LINE = attrgetter("kind"), attrgetter("line")
+_FRAMES, _DISGUISED, _BINDS = Kind.FRAMES, Kind.DISGUISED, Kind.BINDS  # asked for often: an Enum's look-up is slow
+_MOST_DIGITS = 18
+"""Of a Content-Length: what fits in 64 bits."""
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 _OF_CONNECTIONS = (b"ntlm", b"negotiate")
+_NO_OPTIONS: frozenset[bytes] = frozenset()
+_MOST_REMEMBERED, _LONGEST_REMEMBERED = 2048, 256
+"""Lines of heads, and their bytes."""
 _CLOSE = b"Connection: close\r\n"
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -31,16 +41,13 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*+"
 _FIELD_LINES = rb"((?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*+)"
-_REQUEST = re.compile(
-    rb"(?!CONNECT )([A-Z][A-Z_-]{0,31}) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])\r\n" + _FIELD_LINES + rb"\r\n"
-)
+_REQUEST_LINE = re.compile(rb"(?!CONNECT )([A-Z][A-Z_-]{0,31}) ([\x21\x22\x24-\x7e]++) HTTP/1\.([01])")
 """A `#` never belongs in a target (RFC 9112 section 3.2), and some cut there. What follows an answer to CONNECT is a
 tunnel to some, whatever the target: nobody would read the requests in it."""
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (" + _TEXT + rb"))?\r\n" + _FIELD_LINES + rb"\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (" + _TEXT + rb"))?")
+_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):(" + _TEXT + rb")")
 _FIRST_LINE = re.compile(rb"[A-Z_-]{1,32} [\x21-\x7e]++ HTTP/1\.[01]\r\n|HTTP/1\.[01] [1-9][0-9]{2}[ \r]")
-_FIELD = re.compile(rb"([^:]++):([^\r]*+)\r\n")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|\0")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 _OPTION = re.compile(rb"[ \t]*(" + _TOKEN + rb")[ \t]*")
 _ABSOLUTE = re.compile(rb"https?://([^/?@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._\x80-\xff-]+)(?::[0-9]{1,5})?")
@@ -52,9 +59,6 @@ _WITHOUT_FIELDS = frozenset((b"close", b"keep-alive", b"upgrade"))
 _TRAILERS = re.compile(_FIELD_LINES + rb"\r\n")
 _CUT_TRAILERS = re.compile(_FIELD_LINES + rb"(?:" + _TOKEN + rb"(?::" + _TEXT + rb"\r?)?|\r)?")
 
-Fields = list[tuple[bytes, bytes, FieldName]]
-"""Of those that may pass on: name as it was spelt, value without the space around it, and what the name is."""
-
 
 class Malformed(Exception):
     """A peer's message is not HTTP/1.1 as it is taken here. Its text is ours, and holds nothing of the peer's."""
@@ -62,6 +66,20 @@ class Malformed(Exception):
 
 class TooLarge(Malformed):
     """A head past its bounds."""
+
+
+@dataclass(slots=True)
+class Field:
+    """One line of a head. Whoever sent the same line has the same one: it is never changed."""
+
+    kind: Kind
+    name: FieldName
+    value: bytes
+    """Without the space around it."""
+    line: bytes
+    """As it is written anew."""
+    options: frozenset[bytes]
+    """What a `Connection` names, in lower case."""
 
 
 @dataclass(slots=True)
@@ -73,9 +91,12 @@ class Request:
     """In origin form, or `*`."""
     is_http_1_0: bool
     host: bytes
-    fields: Fields
+    fields: list[Field]
+    """Those that may pass on."""
     options: frozenset[bytes]
     """What its `Connection` fields name, in lower case."""
+    binds: bool
+    """The backend's connection may be authenticated by it, as NTLM and Negotiate have it: nobody else is to use it."""
     length: int | None
     is_chunked: bool
     expects_continue: bool
@@ -89,8 +110,8 @@ class Request:
 
     def take_values(self, canonical: bytes) -> list[bytes]:
         """The values of the fields of this name in every spelling, which are taken out."""
-        values = [value for _, value, known in self.fields if known.canonical == canonical]
-        self.fields = [field for field in self.fields if field[2].canonical != canonical]
+        values = [field.value for field in self.fields if field.name.canonical == canonical]
+        self.fields = [field for field in self.fields if field.name.canonical != canonical]
         return values
 
     @property
@@ -114,22 +135,16 @@ class Response:
 
     status: int
     phrase: bytes
-    fields: Fields
+    fields: list[Field]
     options: frozenset[bytes]
+    binds: bool
+    """As a request may."""
     length: int | None
     is_chunked: bool
     keeps_alive: bool
     """The connection can serve again once the body has ended."""
     upgrade: bytes
     """What it says it switches to, in lower case."""
-
-    @property
-    def is_for_one_client(self) -> bool:
-        """Its connection may be authenticated from now on, as NTLM and Negotiate have it: nobody else is to use it."""
-        return any(
-            known.canonical == b"www-authenticate" and value[:9].lower().startswith(_OF_CONNECTIONS)
-            for _, value, known in self.fields
-        )
 
     def has_no_body(self, method: bytes) -> bool:
         """Whether it ends with its head (RFC 9112 section 6.3)."""
@@ -149,9 +164,9 @@ def head_length(data: bytes, seen: int = 0) -> int:
 
     `seen` bytes were there the last time. What can be no head any more is refused without waiting for its end.
     """
-    end = data.find(HEAD_END, max(seen - len(HEAD_END), 0), MAX_HEAD)
+    end = data.find(HEAD_END, max(seen - 4, 0) if seen else 0, MAX_HEAD)
     if end >= 0:
-        return end + len(HEAD_END)
+        return end + 4
     if len(data) >= MAX_HEAD:
         raise TooLarge("the head is too long")
     fresh = max(seen - 1, 0)
@@ -162,33 +177,34 @@ def head_length(data: bytes, seen: int = 0) -> int:
 
 def parse_request(head: bytes) -> Request:
     """A request's head, whole and alone."""
-    match = _REQUEST.fullmatch(head)
+    line, *lines = head.removesuffix(HEAD_END).split(b"\r\n")
+    match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         raise Malformed(_NO_HEAD)
-    method, target, minor, block = match.groups()
-    framing: dict[bytes, bytes] = {}
-    fields, options = _fields(block, framing)
+    method, target, minor = match.groups()
+    fields, framing, options, binds = _sort(lines)
     host = framing.get(b"host", b"")
     if len(host) > MAX_HOST:
         raise Malformed("a Host too long")
     is_http_1_0 = minor == b"0"
     length, is_chunked = _framing(framing, is_http_1_0=is_http_1_0)
-    expect = framing.get(b"expect", b"").lower()
-    if expect not in (b"", b"100-continue"):
+    expect = framing.get(b"expect")
+    if expect and expect.lower() != b"100-continue":
         raise Malformed("an Expect that is not 100-continue")
-    upgrade = framing.get(b"upgrade", b"").lower()
     return Request(
-        method=method,
-        target=target if target[:1] == b"/" else _origin_form(method, target, host),
-        is_http_1_0=is_http_1_0,
-        host=_in_one_spelling(host),
-        fields=fields,
-        options=options,
-        length=length,
-        is_chunked=is_chunked,
+        method,
+        target if target[:1] == b"/" else _origin_form(method, target, host),
+        is_http_1_0,
+        _in_one_spelling(host),
+        fields,
+        options,
+        binds,
+        length,
+        is_chunked,
         expects_continue=bool(expect) and not is_http_1_0 and (is_chunked or bool(length)),
         upgrades=(
-            upgrade == b"websocket"
+            b"upgrade" in framing
+            and framing[b"upgrade"].lower() == b"websocket"
             and b"upgrade" in options
             and method == b"GET"
             and not is_http_1_0
@@ -200,12 +216,12 @@ def parse_request(head: bytes) -> Request:
 
 def parse_response(head: bytes) -> Response:
     """A response's head, whole and alone."""
-    match = _RESPONSE.fullmatch(head)
+    line, *lines = head.removesuffix(HEAD_END).split(b"\r\n")
+    match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise Malformed(_NO_HEAD)
-    minor, status, phrase, block = match.groups()
-    framing: dict[bytes, bytes] = {}
-    fields, options = _fields(block, framing)
+    minor, status, phrase = match.groups()
+    fields, framing, options, binds = _sort(lines)
     is_http_1_0 = minor == b"0"
     length, is_chunked = _framing(framing, is_http_1_0=is_http_1_0)
     code = int(status)
@@ -213,17 +229,14 @@ def parse_response(head: bytes) -> Response:
     if code == 204 and (length or is_chunked):
         keeps_alive = False  # it may send the body that it may not have
     upgrade = framing.get(b"upgrade", b"").lower()
-    return Response(code, phrase or b"", fields, options, length, is_chunked, keeps_alive, upgrade)
+    return Response(code, phrase or b"", fields, options, binds, length, is_chunked, keeps_alive, upgrade)
 
 
-def passing(fields: Fields, options: frozenset[bytes]) -> list[bytes]:
-    """The lines of the fields that pass on, in pieces, written anew; what `Connection` names stays behind."""
+def passing(fields: list[Field], options: frozenset[bytes]) -> list[bytes]:
+    """The lines of the fields that pass on, written anew; what `Connection` names stays behind."""
     if not options <= _WITHOUT_FIELDS:
-        fields = [field for field in fields if field[0].lower() not in options or not may_be_named_away(field[2])]
-    lines: list[bytes] = []
-    for name, value, _ in fields:
-        lines += (name, b": ", value, b"\r\n")
-    return lines
+        fields = [field for field in fields if field.name.lower not in options or not may_be_named_away(field.name)]
+    return list(map(_LINE, fields))
 
 
 def write_request(request: Request, host: bytes, added: bytes) -> bytes:
@@ -277,40 +290,58 @@ def host_name(host: bytes) -> str:
     return match[1].decode("ascii") if match else ""
 
 
-def _fields(block: bytes, framing: dict[bytes, bytes]) -> tuple[Fields, frozenset[bytes]]:
-    """The fields that may pass on; those that frame, once each, into `framing`; what `Connection` names."""
-    pairs = _FIELD.findall(block)
-    if len(pairs) > MAX_FIELDS:
+def _sort(lines: list[bytes]) -> tuple[list[Field], dict[bytes, bytes], frozenset[bytes], bool]:
+    """Of a head's lines behind the first: what passes; the values of what frames, once each; options; `binds`."""
+    if len(lines) > MAX_FIELDS:
         raise TooLarge("too many fields")
-    fields: Fields = []
-    options: list[bytes] = []
-    find = SPELLINGS.get
-    for name, text in pairs:
-        known = find(name) or learn(name)
-        kind = known.kind
-        if not kind:
-            fields.append((name, text.strip(b" \t"), known))
-        elif kind is Kind.DISGUISED:
-            raise Malformed("a field that frames, in disguise")
-        elif kind is Kind.FRAMES:
-            value = text.strip(b" \t")
-            if known.canonical == b"connection":
-                options += _options(value)
-            elif known.canonical in framing:
+    # Loops of the interpreter's own cost several times as much as these, and nothing else is done so often.
+    is_short = len(max(lines, key=len, default=b"")) <= _LONGEST_REMEMBERED
+    found = list(map(_known_field if is_short else _field, lines))
+    fields = list(filterfalse(_KIND, found))
+    framing: dict[bytes, bytes] = {}
+    options = _NO_OPTIONS
+    binds = False
+    for field in filter(_KIND, found):
+        kind = field.kind
+        if kind is _FRAMES:
+            name = field.name.canonical
+            if field.options:
+                options = options | field.options if options else field.options
+            elif name in framing:
                 raise Malformed("a field twice that may stand once")
             else:
-                framing[known.canonical] = value
-    return fields, frozenset(options)
+                framing[name] = field.value
+        elif kind is _BINDS:
+            fields.append(field)
+            binds = binds or field.value[:9].lower().startswith(_OF_CONNECTIONS)
+        elif kind is _DISGUISED:
+            raise Malformed("a field that frames, in disguise")
+    return fields, framing, options, binds
 
 
-def _options(value: bytes) -> list[bytes]:
-    options = []
+def _field(line: bytes) -> Field:
+    """One line, without its CRLF."""
+    match = _FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise Malformed(_NO_HEAD)
+    spelt, text = match.groups()
+    name, value = learn(spelt), text.strip(b" \t")
+    options = _options(value) if name.canonical == b"connection" and name.kind is Kind.FRAMES else _NO_OPTIONS
+    return Field(name.kind, name, value, b"%b: %b\r\n" % (spelt, value), options)
+
+
+_known_field = functools.lru_cache(maxsize=_MOST_REMEMBERED)(_field)
+"""Most lines are the same in every request of a client, and in every response of a backend."""
+
+
+def _options(value: bytes) -> frozenset[bytes]:
+    options: list[bytes] = []
     for part in value.split(b","):
         match = _OPTION.fullmatch(part)
         if match is None:
             raise Malformed("a Connection that is no list of names")
         options.append(match[1].lower())
-    return options
+    return frozenset(options)
 
 
 def _framing(framing: dict[bytes, bytes], *, is_http_1_0: bool) -> tuple[int | None, bool]:
@@ -322,11 +353,12 @@ def _framing(framing: dict[bytes, bytes], *, is_http_1_0: bool) -> tuple[int | N
         return None, True
     if length is None:
         return None, False
-    if not _LENGTH.fullmatch(length):
+    if not length.isdigit() or len(length) > _MOST_DIGITS:
         raise Malformed("a Content-Length that is no number")
     return int(length), False
 
 
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
 def _in_one_spelling(host: bytes) -> bytes:
     """A Host in ASCII, in lower case, without the trailing dot."""
     # Compared and passed on so: a backend that knows `a.example` alone would give `A.example.` to its default site.

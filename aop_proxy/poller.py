@@ -41,6 +41,9 @@ class Poller(Protocol):
     def forget(self, descriptor: int) -> None:
         """Call back no more at all: the caller closes the socket in the same breath."""
 
+    def after_turn(self, callback: Callback) -> None:
+        """Call back once, when all sockets that were ready together have been served."""
+
     def close(self) -> None:
         """Give up what is held."""
 
@@ -64,6 +67,8 @@ class EpollPoller:
         self._asked: dict[int, int] = {}
         """What the kernel was asked about each descriptor. It may be more than anyone still wants to know: that is
         noticed when the kernel answers, since it often never does, or is wanted again by then."""
+        self._after: list[Callback] = []
+        self._is_dispatching = False
         self.now = loop.time()
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
@@ -93,6 +98,13 @@ class EpollPoller:
         self._writers.pop(descriptor, None)
         self._asked.pop(descriptor, None)
 
+    def after_turn(self, callback: Callback) -> None:
+        """See `Poller`."""
+        if self._is_dispatching:
+            self._after.append(callback)
+        else:
+            self.loop.call_soon(callback)
+
     def close(self) -> None:
         """See `Poller`."""
         self.loop.remove_reader(self._epoll.fileno())
@@ -117,6 +129,7 @@ class EpollPoller:
     def _dispatch(self) -> None:
         self.now = self.loop.time()
         readers = self._readers
+        self._is_dispatching = True
         for descriptor, events in self._epoll.poll(0, EVENTS_PER_TURN):
             # A call before may have closed this descriptor, and another connection may bear its number now: that one
             # is then asked once in vain, which it takes as not ready.
@@ -128,7 +141,17 @@ class EpollPoller:
             except Exception as bug:  # noqa: BLE001 - costs one connection: called again it would raise again, for ever
                 self.stop_reading(descriptor)
                 self.stop_writing(descriptor)
-                self.loop.call_exception_handler({"message": "a callback failed", "exception": bug})
+                self._tell(bug)
+        self._is_dispatching = False
+        after, self._after = self._after, []
+        for callback in after:
+            try:
+                callback()
+            except Exception as bug:  # noqa: BLE001 - costs one connection
+                self._tell(bug)
+
+    def _tell(self, bug: Exception) -> None:
+        self.loop.call_exception_handler({"message": "a callback failed", "exception": bug})
 
     def _dispatch_rarer(self, descriptor: int, events: int) -> None:
         """Errors and hang-ups wake whoever waits; what nobody wants to know any more is asked for no longer."""
@@ -174,6 +197,10 @@ class LoopPoller:
         """See `Poller`."""
         self.loop.remove_reader(descriptor)
         self.loop.remove_writer(descriptor)
+
+    def after_turn(self, callback: Callback) -> None:
+        """See `Poller`."""
+        self.loop.call_soon(callback)
 
     def close(self) -> None:
         """See `Poller`."""

@@ -37,7 +37,7 @@ class Records:
         # What SSLObject's own methods call: looking these up and going through those would be paid for every chunk.
         raw = self._object._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
         self._read: Callable[[int, memoryview], int] = raw.read
-        self._write: Callable[[memoryview], int] = raw.write
+        self._write: Callable[[memoryview | bytes], int] = raw.write
         self._missing = 0
         """Bytes that the record in the BIO still lacks."""
         self._cut_header = b""
@@ -109,7 +109,7 @@ class Records:
         self._cut_header = b""
         return RECORD_HEADER - known + min(int.from_bytes(header[3:]), _MAX_RECORD_CIPHERTEXT)
 
-    def encrypt(self, plaintext: memoryview) -> bytes:
+    def encrypt(self, plaintext: memoryview | bytes) -> bytes:
         """Encrypt at most `MAX_RECORD_PLAINTEXT` bytes: one record, to be sent behind any output taken before."""
         self._write(plaintext)
         return self._outgoing.read()

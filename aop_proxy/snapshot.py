@@ -269,7 +269,7 @@ class Builder:
         name, file = site.http.secret_header, site.http.secret_file
         if name is None or file is None or file not in self._files:
             return None
-        if learn(name.encode("ascii")).kind is not Kind.PASSES:
+        if learn(name.encode("ascii")).kind not in (Kind.PASSES, Kind.BINDS):
             self._findings.problem(
                 path.replace("file", "header"),
                 f"{name} is a header that the proxy itself removes or writes: take another",

@@ -106,6 +106,7 @@ class RequestRecord:
     connection: ConnectionRecord
     started: float = 0.0
     """Monotonic seconds at which its head was there; 0 before that."""
+    ended: float = 0.0
     answered: float | None = None
     """When the response's head was."""
     method: bytes = b""
@@ -120,7 +121,7 @@ class RequestRecord:
         if not self.status:
             self.status, self.answered = status, now
 
-    def fields(self, now: float, worker: int) -> dict[str, Value]:
+    def fields(self, worker: int) -> dict[str, Value]:
         """The record as a line's fields."""
         return {
             "method": self.method.decode("ascii") or None,
@@ -131,7 +132,7 @@ class RequestRecord:
             "bytes_from_client": self.bytes_from_client,
             "bytes_from_upstream": self.bytes_from_upstream,
             "answered_ms": None if self.answered is None else round((self.answered - self.started) * 1000, 1),
-            "duration_ms": round((now - self.started) * 1000, 1),
+            "duration_ms": round((self.ended - self.started) * 1000, 1),
             "reference": self.connection.reference,
             "worker": worker,
         }
@@ -160,10 +161,10 @@ class ConnectionLog:
             return
         self._log.event(level, "connection", **record.fields(now, self._worker))
 
-    def write_request(self, record: RequestRecord) -> None:
-        """Write the one line of a request that has ended."""
+    def write_requests(self, records: list[RequestRecord]) -> None:
+        """Write the one line of each request that has ended."""
         if self._log.shows("info"):
-            self._log.event("info", "request", **record.fields(self._monotonic(), self._worker))
+            self._log.events("info", "request", [record.fields(self._worker) for record in records])
 
     def write_suppressed(self) -> None:
         """Say how many lines of each reason were held back since the last time; call every `SUPPRESSED_EVERY`."""

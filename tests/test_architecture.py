@@ -126,7 +126,7 @@ def test_tls_knows_no_event_loop(module: str) -> None:
         ("fields", "http1 policy pages"),
         ("http1", "policy pages model identity"),
         ("stream", "http1 fields pages policy model telemetry"),
-        ("pool", "http1 fields pages policy telemetry stream"),
+        ("pool", "http1 fields pages policy telemetry exchange"),
         ("exchange", "config snapshot policy relay"),
         ("poller", "relay upstream connection reasons"),
         ("connection", "config flags files credentials workers worker channel"),

@@ -258,6 +258,18 @@ def test_an_authenticated_connection_is_nobody_elses(
     assert len(backend.connections) == (1 if scheme == b"Basic" else 2)
 
 
+def test_nor_is_one_that_a_request_may_have_authenticated(
+    serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+) -> None:
+    """The answer to the last step need not say so."""
+    with connected(serve(), good) as client:
+        for scheme in (b"NTLM TlRM", b"negotiate oYG2MIGz", b"Basic YTpi", b"Bearer x"):
+            client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: " + scheme + b"\r\n\r\n")
+            assert client.receive_exactly(len(HELLO)) == HELLO
+            assert b"\r\nAuthorization: " + scheme + b"\r\n" in backend.connections[-1].received
+    assert len(backend.connections) == 3
+
+
 @pytest.mark.parametrize(
     "body", [b"Content-Length: 3\r\n\r\nGET", b"Transfer-Encoding: chunked\r\n\r\n1\r\nG\r\n0\r\n\r\n"]
 )
@@ -876,3 +888,18 @@ def test_the_line_of_a_request(serve: Serve, good: ssl.SSLContext) -> None:
     assert line["bytes_from_upstream"] == record["bytes_from_upstream"] == len(HELLO)
     assert 0 <= line["answered_ms"] <= line["duration_ms"]
     assert line["reference"] == record["reference"]
+
+
+def test_a_slow_reader_gets_the_last_answer_whole(
+    serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+) -> None:
+    """What is sent after the turn may find no room, and the connection is not closed before it has gone."""
+    backend.behaviour = reply(b"HTTP/1.1 200 OK\r\nContent-Length: 12000\r\n\r\n" + bytes(12000))
+    server = serve()
+    with connected(server, good) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.send(GET * 300 + GET_AND_CLOSE)
+        server.wait_for("request", status=200, count=50)
+        answer = client.receive_all()
+    assert (answer.data.count(b"HTTP/1.1 200 OK\r\n"), answer.ending) == (301, "close_notify")
+    assert answer.data.endswith(b"Connection: close\r\n\r\n" + bytes(12000))

@@ -288,3 +288,47 @@ def test_closed_while_nobody_was_watching(watcher: Watcher) -> None:
     watcher.on_readable(other, "other")
     other_peer.sendall(b"b")
     assert watcher.heard(1) == ["other b"]
+
+
+def test_after_a_turn(watcher: Watcher) -> None:
+    """Once, when every socket that was ready has been served; and by itself where no socket is."""
+    ours, theirs = zip(*(watcher.pair() for _ in range(3)), strict=True)
+
+    def after(name: str) -> None:
+        watcher.poller.after_turn(lambda: watcher.calls.put(name))
+
+    for number, end in enumerate(ours):
+        watcher.on_readable(end, str(number), lambda number=number: after(f"after {number}"))  # type: ignore[misc]
+
+    def speak() -> None:
+        for end in theirs:
+            end.sendall(b"x")
+
+    watcher.loop.call(speak)
+    heard = watcher.heard(6)
+    assert set(heard) == {"0 x", "1 x", "2 x", "after 0", "after 1", "after 2"}
+    if isinstance(watcher.poller, EpollPoller):
+        assert sorted(heard[:3]) == ["0 x", "1 x", "2 x"]
+    watcher.loop.call(after, "alone")
+    assert watcher.heard(1) == ["alone"]
+    assert watcher.hears_nothing()
+
+
+def test_a_bug_after_a_turn_costs_nobody_else(watcher: Watcher) -> None:
+    """What the others wait for happens all the same, and the bug is told."""
+    ours, theirs = watcher.pair()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    def order() -> None:
+        watcher.poller.after_turn(fail)
+        watcher.poller.after_turn(lambda: watcher.calls.put("after"))
+
+    def tell(_: object, context: dict[str, object]) -> None:
+        watcher.calls.put(type(context["exception"]).__name__)
+
+    watcher.loop.call(watcher.loop.loop.set_exception_handler, tell)
+    watcher.on_readable(ours, "heard", order)
+    theirs.sendall(b"x")
+    assert watcher.heard(3) == ["heard x", "ZeroDivisionError", "after"]

@@ -10,8 +10,10 @@ from actors import PATIENCE
 from aop_proxy import pool as module
 from aop_proxy.endpoint import Stream
 from aop_proxy.model import Upstream
+from aop_proxy.poller import Poller
 from aop_proxy.pool import IDLE, Pool
 from aop_proxy.relay import Buffers
+from aop_proxy.stream import BackendEnd
 from aop_proxy.upstream import Dialled
 from in_process import POLLERS, LoopThread, tcp_pair, watching
 
@@ -22,21 +24,27 @@ KEY, OTHER = "one", "other"
 class Keeper:
     """A pool on its loop, and the peers of the connections that it was given."""
 
-    def __init__(self, loop: LoopThread, pool: Pool) -> None:
+    def __init__(self, loop: LoopThread, pool: Pool, poller: Poller) -> None:
         self.loop = loop
         self.pool = pool
+        self.poller = poller
         self.ours: list[socket.socket] = []
+        self.taken: list[BackendEnd] = []
 
     def give(self, key: str = KEY) -> socket.socket:
         """Have the pool keep a connection; its peer."""
         ours, theirs = tcp_pair()
         self.ours.append(ours)
-        self.loop.call(self.pool.give, key, Dialled(ours, UPSTREAM, b""))
+        end = BackendEnd(self.poller, Buffers(), Dialled(ours, UPSTREAM, b""), lambda: None)
+        self.loop.call(self.pool.give, key, end)
         return theirs
 
     def take(self, key: str = KEY) -> Stream | None:
-        taken = self.loop.call(self.pool.take, key)
-        return None if taken is None else taken.stream
+        taken = self.loop.call(self.pool.take, key, lambda: None)
+        if taken is None:
+            return None
+        self.taken.append(taken)
+        return taken.stream
 
     def now(self) -> float:
         return self.loop.call(self.loop.loop.time)
@@ -58,9 +66,11 @@ class Keeper:
 def keeper(request: pytest.FixtureRequest) -> Iterator[Keeper]:
     make_loop, make_poller = request.param
     with LoopThread(make_loop) as loop, watching(loop, make_poller) as poller:
-        keeper = Keeper(loop, Pool(poller, Buffers()))
+        keeper = Keeper(loop, Pool(poller), poller)
         yield keeper
         loop.call(keeper.pool.close)
+        for taken in keeper.taken:
+            loop.call(taken.close)
         for end in keeper.ours:
             end.close()
 
@@ -111,7 +121,7 @@ def test_what_spoke_just_now_is_not_given_out(keeper: Keeper) -> None:
 
     def speak_and_take() -> object:
         theirs.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        return keeper.pool.take(KEY)
+        return keeper.pool.take(KEY, lambda: None)
 
     with theirs:
         assert keeper.loop.call(speak_and_take) is None

@@ -12,7 +12,7 @@ from actors import PATIENCE, TlsClient, client_context, reset
 from aop_proxy import snapshot
 from aop_proxy.poller import Poller
 from aop_proxy.relay import MAX_WORDLESS, Buffers
-from aop_proxy.stream import End, TlsEnd
+from aop_proxy.stream import LITTLE, End, TlsEnd
 from certificates import CredentialFiles
 from in_process import POLLERS, LoopThread, accepted_session, make_bundle, tcp_pair, watching
 
@@ -118,6 +118,38 @@ def test_a_peer_that_takes_no_more_is_noted(plain: tuple[Woken, socket.socket]) 
     assert (woken.end.broken, woken.end.backlog) == (True, b"")
     woken.loop.call(woken.end.send, b"more")
     assert woken.end.backlog == b""
+
+
+def test_what_is_little_goes_out_together(plain: tuple[Woken, socket.socket]) -> None:
+    """After the turn of the loop in which it was given, or before what is much; in order; or not at all."""
+    woken, peer = plain
+    peer.settimeout(PATIENCE)
+
+    def give(*pieces: bytes, then: str | None = None) -> bool:
+        for piece in pieces:
+            woken.end.send(piece)
+        if then is not None:
+            getattr(woken.end, then)()
+        return woken.end.owes
+
+    assert woken.loop.call(give, b"one ", b"two ")
+    assert peer.recv(100) == b"one two "
+    assert not woken.end.owes
+    assert not woken.loop.call(lambda: give(b"at ", b"once", then="flush"))
+    assert peer.recv(100) == b"at once"
+    much = bytes(LITTLE)
+    woken.loop.call(give, b"before", much)
+    assert _receive_exactly(peer, 6 + LITTLE) == b"before" + much
+    assert not woken.loop.call(lambda: give(b"never", then="leave"))
+    woken.loop.call(give, b"last")
+    assert peer.recv(100) == b"last"
+
+
+def _receive_exactly(peer: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += peer.recv(size - len(data))
+    return data
 
 
 @pytest.mark.parametrize("size", [1, 8192, 8193, 100_000, len(LARGE)])

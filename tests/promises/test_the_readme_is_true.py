@@ -458,7 +458,7 @@ def test_every_event_is_named() -> None:
         for module in (ROOT / "aop_proxy").glob("*.py")
         for node in ast.walk(ast.parse(module.read_text()))
         if isinstance(node, ast.Call)
-        and ast.unparse(node.func).endswith("log.event")
+        and ast.unparse(node.func).endswith(("log.event", "log.events"))
         and isinstance(node.args[1], ast.Constant)
     }
     others = after("Other events:", ", as `check` gives it")
