@@ -186,7 +186,8 @@ class Connection:
         else:
             header = functools.partial(self._proxy_header, outcome)
             caller = Caller(normalise_host(self.record.sni), outcome.alpn, header, self._source)
-            answer = await self._server.dialler.dial(backends, self._settings.timeouts.connect, caller)
+            dialler, patience = self._server.dialler, self._settings.timeouts.connect
+            answer = dialler.dial_at_once(backends, caller) or await dialler.dial(backends, patience, caller)
             if isinstance(answer, Reason):
                 return await self._explain(outcome, answer, first)
             dialled = answer

@@ -310,8 +310,10 @@ class Exchange:
         return True
 
     async def _dial(self) -> Dialled | Reason:
-        terms, loop = self._terms, self._poller.loop
-        dial = loop.create_task(self._server.dialler.dial(terms.backends, terms.connect, terms.caller))
+        terms, dialler = self._terms, self._server.dialler
+        if at_once := dialler.dial_at_once(terms.backends, terms.caller):
+            return at_once
+        dial = self._poller.loop.create_task(dialler.dial(terms.backends, terms.connect, terms.caller))
         dial.add_done_callback(lambda _: self._wake())
         self.deadline = None
         try:

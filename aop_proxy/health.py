@@ -35,6 +35,10 @@ class Health:
         self._monotonic = monotonic
         self._down: dict[str, _Trouble] = {}
 
+    def is_well(self, place: str) -> bool:
+        """Whether it has answered whenever it was tried lately, or was not tried."""
+        return place not in self._down
+
     def is_worth_a_try(self, place: str) -> bool:
         """Whether to try now; where a while of skipping has just ended, only the first to ask is to."""
         trouble = self._down.get(place)

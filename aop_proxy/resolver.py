@@ -11,21 +11,20 @@ import socket
 from typing import Any
 
 from aop_proxy.endpoint import format_address
-from aop_proxy.model import Upstream
 
 Address = tuple[socket.AddressFamily, str | tuple[str, int]]
 _Found = list[tuple[Any, ...]]
 """What `getaddrinfo` gives."""
 
 
-def known_address(upstream: Upstream) -> Address | None:
+def known_address(host: str, port: int, path: str) -> Address | None:
     """The one address of an upstream for which nobody need be asked; None where it has a name."""
-    if upstream.path:
-        return socket.AF_UNIX, upstream.path
+    if path:
+        return socket.AF_UNIX, path
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):
-            socket.inet_pton(family, upstream.host)
-            return family, (upstream.host, upstream.port)
+            socket.inet_pton(family, host)
+            return family, (host, port)
     return None
 
 

@@ -48,13 +48,13 @@ def resolver(servers: SlowServers) -> Resolver:
 )
 def test_addresses_need_no_question(upstream: Upstream, expected: Address, shown: str) -> None:
     """They are what they are, and have their form in the log."""
-    assert expected == known_address(upstream)
+    assert expected == known_address(upstream.host, upstream.port, upstream.path)
     assert shown == in_words(expected)
 
 
 def test_names_do(servers: SlowServers) -> None:
     """A name has no address of its own."""
-    assert known_address(Upstream("", "app", 80)) is None
+    assert known_address("app", 80, "") is None
 
 
 async def test_one_question_at_a_time(servers: SlowServers, resolver: Resolver) -> None:

@@ -62,6 +62,9 @@ class Phone:
     ) -> Dialled | Reason:
         return self.loop.run(self.dial(*upstreams, deadline=deadline, caller=caller))
 
+    def at_once(self, upstream: Upstream, caller: Caller = NOBODY) -> Dialled | None:
+        return self.loop.call(self._dialler.dial_at_once, (Backend(upstream),), caller)
+
     def begin(self, upstream: Upstream) -> Callable[[], socket.socket]:
         """Have a dial under way, and go on; call the result to wait for its socket."""
         dialling = asyncio.run_coroutine_threadsafe(self.dial(upstream), self.loop.loop)
@@ -169,16 +172,58 @@ def descriptors() -> set[str]:
 
 
 def test_a_backend_that_answers(dialler: Phone, backend: Upstream, listener: socket.socket) -> None:
-    """The socket is connected, non-blocking, without Nagle and with keep-alive; which backend it is, is told."""
+    """The socket is connected, non-blocking, and without Nagle; which backend it is, is told."""
     end, upstream = dialler.connect(backend)
     with end, listener.accept()[0] as accepted:
         assert upstream is backend
         assert not end.getblocking()
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
         end.sendall(b"hello")
         assert accepted.recv(5) == b"hello"
+
+
+def test_who_may_vanish_is_asked(dialler: Phone, backend: Upstream, listener: socket.socket) -> None:
+    """By keep-alive; nobody on this machine's loopback does so without a word."""
+    for host, is_asked in (("127.0.0.1", 0), ("0.0.0.0", 1)):  # Linux takes the second for this machine, too
+        with dialler.connect(replace(backend, host=host))[0] as end, listener.accept()[0]:
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == is_asked
+            assert (end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60) is bool(is_asked)
+
+
+def test_who_is_near_is_reached_at_once(
+    dialler: Phone, backend: Upstream, listener: socket.socket, unix_listener: socket.socket
+) -> None:
+    """A backend in clear on this machine that answers; its header is handed over."""
+    unix_listener.listen()
+    near = unix(Path(unix_listener.getsockname()))
+    for upstream, accepting in ((backend, listener), (near, unix_listener)):
+        dialled = dialler.at_once(upstream, caller=Caller(header=lambda upstream: upstream.url.encode()))
+        assert dialled is not None
+        assert (dialled.upstream, dialled.preamble) == (upstream, upstream.url.encode())
+        with plain(dialled.stream) as end, accepting.accept()[0] as accepted:
+            assert not end.getblocking()
+            end.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+    assert dialler.told == [(backend.url, None), (near.url, None)]
+
+
+def test_who_is_not_is_left_to_patience(dialler: Phone, backend: Upstream, listener: socket.socket) -> None:
+    """Names, TLS, other machines, other addresses of ours, and who does not answer; and nobody is blamed for it."""
+    nobody = tcp("127.0.0.1", free_port())
+    before = descriptors()
+    for upstream in (
+        replace(backend, host="localhost"),
+        replace(backend, host="0.0.0.0"),
+        replace(backend, tls=UpstreamTls()),
+        replace(backend, transparent=True),
+        nobody,
+    ):
+        assert dialler.at_once(upstream) is None
+    assert dialler.told == []
+    assert dialler(nobody) is UNREACHABLE
+    with socket.create_server(("127.0.0.1", nobody.port)):
+        assert dialler.at_once(nobody) is None  # it is known to be down
+    assert descriptors() == before
 
 
 def test_ipv6(dialler: Phone) -> None:
