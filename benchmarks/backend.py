@@ -2,7 +2,8 @@
 
 Four loopback ports: `files` (kept connections), `closing` (closes after each response), `sink`, and through `files`
 also /upload, which streams into the sink. The sink discards in the kernel (MSG_TRUNC), so that an upload
-costs the load's core next to nothing, and answers only when the whole body has arrived.
+costs the load's core next to nothing, and answers only when the whole body has arrived. Beside these, servers of
+Python applications that answer with the small file, each when it is asked for.
 """
 
 import contextlib
@@ -12,10 +13,12 @@ import os
 import random
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SMALL = b"a small static file, as small as the answers of many programs\n" * 2
 MEDIUM_BYTES = 16 * 1024
@@ -54,6 +57,18 @@ http {{
     server {{ listen 127.0.0.1:{closing} backlog=4096; keepalive_timeout 0; }}
 }}
 """
+
+
+PYTHON = {
+    "gunicorn": ["--worker-class", "gthread", "--threads", "8", "--keep-alive", "60", "--log-level", "error"],
+    "uvicorn": ["--no-access-log", "--log-level", "error"],
+}
+"""How the servers of Python applications are started, but for where they listen and what they serve."""
+_PLACE = {
+    "gunicorn": ["--bind", "127.0.0.1:{port}", "benchmarks.backend:wsgi"],
+    "uvicorn": ["--host", "127.0.0.1", "--port", "{port}", "benchmarks.backend:asgi"],
+}
+_HEADERS = [("Content-Type", "text/plain"), ("Content-Length", str(len(SMALL)))]
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,38 @@ def serve(directory: Path, bulk_bytes: int) -> Iterator[Backend]:
         sink.terminate()
         sink.join()
         listener.close()
+
+
+@contextlib.contextmanager
+def serve_python(name: str) -> Iterator[int]:
+    """Run one of `PYTHON` (on the caller's cores); its port. It may not answer yet."""
+    port = free_port()
+    place = [word.format(port=port) for word in _PLACE[name]]
+    server = subprocess.Popen(
+        [sys.executable, "-m", name, *PYTHON[name], *place],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wsgi(_environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], object]) -> Iterable[bytes]:
+    """What gunicorn serves."""
+    start_response("200 OK", _HEADERS)
+    return [SMALL]
+
+
+async def asgi(scope: dict[str, Any], _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    """What uvicorn serves."""
+    if scope["type"] == "http":
+        headers = [(name.lower().encode(), value.encode()) for name, value in _HEADERS]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": SMALL})
 
 
 def _swallow(listener: socket.socket) -> None:

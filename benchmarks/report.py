@@ -173,7 +173,8 @@ def _summary(results: list[Result]) -> Iterator[str]:
     for result, column in judged(results):
         for name, contender in result.contenders.items():
             if not contender.same_job:
-                yield f"{contender.title}, in {label(result, column)}: {figure(result, column, name)}."
+                beside = _beside(result, column, contender)
+                yield f"{contender.title}, in {label(result, column)}: {figure(result, column, name)}{beside}."
 
 
 def _details(result: Result) -> Iterator[str]:
@@ -233,6 +234,13 @@ def figure(result: Result, column: Column, name: str) -> str:
     if value is None:
         return "-"
     return column.form.format(value) + ("" if result.compared(name) else " †")
+
+
+def _beside(result: Result, column: Column, contender: Contender) -> str:
+    """How many times the figure of the peer that it is held beside."""
+    peer = result.measured.get(contender.beside)
+    theirs, own = peer and peer.median(column.figure), result.measured[contender.name].median(column.figure)
+    return f", {own / theirs:.1f} times {result.contenders[contender.beside].title}'s" if theirs and own else ""
 
 
 def _everybody(results: list[Result]) -> dict[str, str]:

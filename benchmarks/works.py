@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import accounting, load
+from benchmarks import accounting, backend, load
 from benchmarks.accounting import settled_cpu_seconds
 from benchmarks.contenders import Contender, Running
 from benchmarks.lab import Lab
@@ -41,6 +41,16 @@ def closing_backend(lab: Lab, contender: Contender) -> Sample:
     """(j) A small request, the client would keep the connection, the backend closes."""
     running = lab.running(contender, "closing")
     return _ab_sample(lab, running, lab.counts.connections, CLOSED_AT_ONCE, keep=True)
+
+
+def python_backends(lab: Lab, contender: Contender) -> Sample:
+    """(k) As (b), with servers of Python applications behind."""
+    sample: Sample = {}
+    for name in backend.PYTHON:
+        running = lab.running(contender, name)
+        one = _ab_sample(lab, running, lab.counts.requests // 4, KEPT_CONNECTIONS, keep=True)
+        sample |= {f"{name}_{figure}": value for figure, value in one.items()}
+    return sample
 
 
 def _ab_sample(lab: Lab, running: Running, requests: int, concurrency: int, *, keep: bool) -> Sample:
@@ -373,5 +383,21 @@ WORKS = (
         closing_backend,
         (_cpu_us(), _PER_SECOND, *_LATENCY, _BUSY),
         "The client would keep its connection. A relay closes it with the backend's; who speaks HTTP keeps it.",
+    ),
+    Work(
+        "k",
+        "Python behind",
+        python_backends,
+        tuple(
+            column
+            for name in ("gunicorn", "uvicorn")
+            for column in (
+                Column(f"{name}_cpu_us", f"{name}: CPU µs", "{:.1f}", judged=True),
+                Column(f"{name}_per_second", "per second", "{:,.0f}"),
+                Column(f"{name}_busy", "core busy", "{:.0%}"),
+            )
+        ),
+        f"A small request on {KEPT_CONNECTIONS} kept connections, by those who speak HTTP, for gunicorn's gthread"
+        " workers and for uvicorn.",
     ),
 )
