@@ -7,6 +7,7 @@ is held but what a receiver has not taken yet. A fault before the response has b
 """
 
 import asyncio
+import contextlib
 import socket
 import tempfile
 import time
@@ -89,7 +90,7 @@ class Exchange:
     """The requests of one connection."""
 
     __slots__ = (
-        "_answer", "_body", "_client", "_health_path", "_host", "_inbox", "_is_waiting", "_line", "_patience",
+        "_added", "_answer", "_body", "_client", "_health_path", "_host", "_inbox", "_is_waiting", "_line", "_patience",
         "_poller", "_record", "_requests", "_server", "_spool", "_spooled", "_terms", "_upstream", "active_at",
         "deadline", "finished", "idle_since",
     )  # fmt: skip
@@ -105,7 +106,7 @@ class Exchange:
         self._line = RequestRecord(record)
         path = terms.site.http.health_path
         self._health_path = None if path is None else path.encode("ascii")
-        self._client = TlsEnd(server.poller, server.buffers, client, self._wake, session)
+        self._client = TlsEnd(server.poller, server.buffers, client, self._resume, session)
         self._upstream: BackendEnd | None = None
         self._patience = terms.site.http.response_timeout
         self._body: Body = Sized(0)
@@ -120,6 +121,8 @@ class Exchange:
         """Bytes of the backend's that no response has taken yet."""
         self._host = b""
         """The Host of the request before, which was right."""
+        self._added = b""
+        """The fields of ours for requests with that Host."""
         self._requests: Coroutine[Any, None, Reason | Upgraded] | None = None
         """What `start` has started."""
         self._is_waiting = False
@@ -138,12 +141,15 @@ class Exchange:
         """Serve every request, the first of which begins with `first`, until `finished`."""
         self._inbox = first
         self._requests = self._serve()
+        self._is_waiting = True
         self._resume()
 
     def stop(self) -> None:
         """Serve no more, and close what was reached of the backend unless it was let go; to be called at the end."""
-        if self._is_waiting:
-            self._resume(asyncio.CancelledError())
+        if self._is_waiting and self._requests is not None:
+            self._is_waiting = False
+            with contextlib.suppress(asyncio.CancelledError):
+                self._requests.throw(asyncio.CancelledError())
         self._close_upstream()
 
     def let_go(self) -> BackendEnd:
@@ -154,17 +160,12 @@ class Exchange:
 
     def expire(self) -> None:
         """Give up what is waited for: it has not come in time."""
-        if self._is_waiting:
-            self._resume(TimeoutError())
-
-    def _wake(self) -> None:
-        if self._is_waiting:
-            self._resume()
+        self._resume(TimeoutError())
 
     def _resume(self, error: BaseException | None = None) -> None:
-        """Go on to the next wait, or to the end."""
-        if self._requests is None:
-            raise RuntimeError("an exchange that was not started")
+        """Go on to the next wait, or to the end; not where nothing is waited for, nor where `stop` is on its way."""
+        if not self._is_waiting or self.finished.done() or self._requests is None:
+            return
         self._is_waiting = False
         self.active_at = self._poller.now
         try:
@@ -174,11 +175,8 @@ class Exchange:
                 self._requests.throw(error)
         except StopIteration as ended:
             self.finished.set_result(ended.value)
-        except asyncio.CancelledError:
-            self.finished.cancel()
         except Exception as failure:  # noqa: BLE001 - whoever waits for the end is told
-            if not self.finished.cancelled():
-                self.finished.set_exception(failure)
+            self.finished.set_exception(failure)
         else:
             self._is_waiting = True
 
@@ -196,6 +194,7 @@ class Exchange:
                     raise ConnectionResetError
             return outcome
         finally:
+            client.flush()  # also what was answered, or OpenSSL's alert, before the client was lost
             client.leave()
 
     def say_goodbye(self) -> None:
@@ -249,7 +248,7 @@ class Exchange:
 
     async def _receive_request(self) -> Request | None:
         """The next request's head; None if the client leaves instead, or takes too long over it."""
-        line, inbox = self._line, self._inbox
+        client, line, inbox = self._client, self._line, self._inbox
         seen = 0
         try:
             while not inbox or not (length := http1.head_length(inbox, seen)):
@@ -257,7 +256,8 @@ class Exchange:
                     self.idle_since = self._poller.now
                 elif not seen:
                     self.deadline = self._poller.now + HEAD_PATIENCE
-                data = await self._hear_client()
+                while (data := client.take()) is None:
+                    await _news()
                 self.idle_since = None
                 if not data and inbox:
                     raise ConnectionResetError
@@ -285,7 +285,7 @@ class Exchange:
         if request.host != self._host:
             if not terms.is_host(http1.host_name(request.host)):
                 raise _Failed(Fault.WRONG_HOST)
-            self._host = request.host
+            self._host, self._added = request.host, terms.introduction.lines(request.host)
         if terms.secret is not None and not terms.secret.is_met_by(request.take_values(terms.secret.canonical)):
             raise _Failed(Fault.SECRET_MISSING)
         if not terms.is_verified:
@@ -314,7 +314,7 @@ class Exchange:
         if at_once := dialler.dial_at_once(terms.backends, terms.caller):
             return at_once
         dial = self._poller.loop.create_task(dialler.dial(terms.backends, terms.connect, terms.caller))
-        dial.add_done_callback(lambda _: self._wake())
+        dial.add_done_callback(lambda _: self._resume())
         self.deadline = None
         try:
             while not dial.done():
@@ -362,9 +362,11 @@ class Exchange:
             if self._body.ended:
                 break
             self.deadline = self._poller.now + BODY_PATIENCE
-            data = await self._hear_client()
-            if not data:
+            while (heard := self._client.take()) is None:
+                await _news()
+            if not heard:
                 raise ConnectionResetError
+            data = heard
         self.deadline = None
         spool.seek(0)
         self._spooled = size
@@ -424,7 +426,7 @@ class Exchange:
         if spool.tell() == self._spooled:
             self._close_spool()
         else:
-            self._poller.loop.call_soon(self._wake)  # others have their turn
+            self._poller.loop.call_soon(self._resume)  # others have their turn
 
     @property
     def _is_body_sent(self) -> bool:
@@ -439,8 +441,8 @@ class Exchange:
         """
         terms = self._terms
         host = request.host if terms.site.http.host is None else terms.site.http.host.encode("ascii")
-        head = http1.write_request(request, host, terms.introduction.lines(request.host))
-        upstream = self._server.pool.take(terms.pool_key, self._wake)
+        head = http1.write_request(request, host, self._added)
+        upstream = self._server.pool.take(terms.pool_key, self._resume)
         if upstream is None:
             upstream = await self._reach_backend()
         else:
@@ -464,7 +466,7 @@ class Exchange:
         if isinstance(dialled, Reason):
             timed_out = dialled is Reason.UPSTREAM_TIMEOUT
             raise _Failed(Fault.UPSTREAM_TIMEOUT if timed_out else Fault.UPSTREAM_UNREACHABLE)
-        upstream = BackendEnd(self._poller, self._server.buffers, dialled, self._wake)
+        upstream = BackendEnd(self._poller, self._server.buffers, dialled, self._resume)
         self._use(upstream)
         return upstream
 
@@ -502,7 +504,7 @@ class Exchange:
         """Whether the response is a 101, which only a request for WebSocket may get."""
         if response.status != http1.SWITCHING_PROTOCOLS:
             return False
-        if not request.upgrades or response.upgrade != b"websocket" or self._backend.owes:
+        if not request.upgrades or response.frame.upgrade != b"websocket" or self._backend.owes:
             raise _Failed(Fault.BAD_RESPONSE)
         return True
 
@@ -549,7 +551,7 @@ class Exchange:
         # Nobody can know whether a backend has read the body of a request that it has answered: what it has not read
         # it would take for the next one ("CL.0").
         is_clean = body.ended and used == len(data) and is_body_sent and not request.has_body
-        if is_clean and response.keeps_alive and not (request.binds or response.binds):
+        if is_clean and response.keeps_alive and not (request.frame.binds or response.frame.binds):
             self._server.pool.give(self._terms.pool_key, self.let_go())
         else:
             self._close_upstream()
@@ -577,14 +579,6 @@ class Exchange:
 
     # Waiting.
 
-    async def _hear_client(self) -> memoryview:
-        """What the client says next; empty when it has ended."""
-        client = self._client
-        while not client.has_news or (data := client.receive()) is None:
-            client.listen()
-            await _news()
-        return data
-
     async def _hear_backend(self) -> memoryview:
         """What the backend says next, empty when it has ended; meanwhile the request's body moves on."""
         upstream, client = self._backend, self._client
@@ -592,21 +586,19 @@ class Exchange:
             if client.broken:
                 raise ConnectionResetError
             if not client.backlog:  # else it is to take that first
-                if upstream.has_news:
-                    try:
-                        data = upstream.receive()
-                    except OSError:
-                        raise _Failed(Fault.BAD_RESPONSE) from None
-                    if data is not None:
-                        self._count_from_upstream(len(data))
-                        return data
-                upstream.listen()
+                try:
+                    data = upstream.take()
+                except OSError:
+                    raise _Failed(Fault.BAD_RESPONSE) from None
+                if data is not None:
+                    self._count_from_upstream(len(data))
+                    return data
             self._move_body(upstream)
             await _news()
 
     async def _pass_turn(self) -> None:
         """Let others have theirs."""
-        self._poller.loop.call_soon(self._wake)
+        self._poller.loop.call_soon(self._resume)
         await _news()
 
     def _count_from_client(self, length: int) -> None:

@@ -7,10 +7,9 @@ sockets, nor what a field means to us beyond its kind.
 
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import filterfalse
 from operator import attrgetter
-from typing import NamedTuple
 
 from aop_proxy.fields import FieldName, Kind, learn, may_be_named_away
 
@@ -18,20 +17,20 @@ MAX_HEAD = 128 * 1024
 """Bytes of a head; what Cloudflare's edge sends at most."""
 MAX_FIELDS = 256
 MAX_HOST = 300
+MAX_OPTIONS = 16
+"""Names in one `Connection`."""
 MAX_CHUNK_LINE = 1024
 MAX_EXTENSIONS = 16 * 1024
 """Bytes of chunk extensions in one body (CVE-2023-39326): nobody uses them."""
 MAX_TRAILERS = 16 * 1024
-_KIND, _LINE = attrgetter("kind"), attrgetter("line")
-_FRAMES, _DISGUISED, _BINDS = Kind.FRAMES, Kind.DISGUISED, Kind.BINDS  # asked for often: an Enum's look-up is slow
+_PASSES, _FRAMES, _LINE = attrgetter("passes"), attrgetter("frames"), attrgetter("line")
 _MOST_DIGITS = 18
 """Of a Content-Length: what fits in 64 bits."""
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 _OF_CONNECTIONS = (b"ntlm", b"negotiate")
-_NO_OPTIONS: frozenset[bytes] = frozenset()
-_MOST_REMEMBERED, _LONGEST_REMEMBERED = 2048, 256
-"""Lines of heads, and their bytes."""
+_MOST_REMEMBERED, _LONGEST_REMEMBERED, _SHORT_HEAD = 2048, 256, 1024
+"""Lines of heads, and their bytes; bytes of a head of which all lines are."""
 _CLOSE = b"Connection: close\r\n"
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -54,6 +53,7 @@ _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._\x80-\xff-]+)(?::[0-9]{1,5
 _CHUNK_START = re.compile(rb"\r\n([0-9A-Fa-f]{1,12})(;[\t\x20-\x7e\x80-\xff]*+)?\r\n")
 _CUT_CHUNK_START = re.compile(rb"\r(\n([0-9A-Fa-f]{1,12}(;[\t\x20-\x7e\x80-\xff]*+)?\r?)?)?")
 _NO_HEAD = "the head is not as HTTP/1.1 has it"
+_EXPECTATIONS = (b"", b"100-continue")
 _WITHOUT_FIELDS = frozenset((b"close", b"keep-alive", b"upgrade"))
 """What `Connection` mostly says, which names no field that could pass on."""
 _TRAILERS = re.compile(_FIELD_LINES + rb"\r\n")
@@ -68,18 +68,37 @@ class TooLarge(Malformed):
     """A head past its bounds."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Field:
     """One line of a head. Whoever sent the same line has the same one: it is never changed."""
 
-    kind: Kind
     name: FieldName
     value: bytes
     """Without the space around it."""
     line: bytes
     """As it is written anew."""
+    passes: bool
+    frames: bool
+    """It says something about the message, or the connection, that decides what becomes of them."""
     options: frozenset[bytes]
     """What a `Connection` names, in lower case."""
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """What the fields of one head that frame say together. The same fields say the same: it is never changed."""
+
+    host: bytes
+    options: frozenset[bytes]
+    """What `Connection` names, in lower case."""
+    binds: bool
+    """A backend's connection may be authenticated by it, as NTLM and Negotiate have it: nobody else is to use it."""
+    length: int | None
+    is_chunked: bool
+    expect: bytes
+    upgrade: bytes
+    names_fields: bool
+    """`Connection` names some that could pass."""
 
 
 @dataclass(slots=True)
@@ -93,10 +112,7 @@ class Request:
     host: bytes
     fields: list[Field]
     """Those that may pass on."""
-    options: frozenset[bytes]
-    """What its `Connection` fields name, in lower case."""
-    binds: bool
-    """The backend's connection may be authenticated by it, as NTLM and Negotiate have it: nobody else is to use it."""
+    frame: Frame
     length: int | None
     is_chunked: bool
     expects_continue: bool
@@ -106,7 +122,8 @@ class Request:
     @property
     def is_last(self) -> bool:
         """The client wants no other answer on its connection."""
-        return b"close" in self.options or (self.is_http_1_0 and b"keep-alive" not in self.options)
+        options = self.frame.options
+        return b"close" in options or (self.is_http_1_0 and b"keep-alive" not in options)
 
     def take_values(self, canonical: bytes) -> list[bytes]:
         """The values of the fields of this name in every spelling, which are taken out."""
@@ -134,17 +151,12 @@ class Response:
     """A response's head."""
 
     status: int
-    phrase: bytes
+    line: bytes
+    """As it is written anew."""
     fields: list[Field]
-    options: frozenset[bytes]
-    binds: bool
-    """As a request may."""
-    length: int | None
-    is_chunked: bool
+    frame: Frame
     keeps_alive: bool
     """The connection can serve again once the body has ended."""
-    upgrade: bytes
-    """What it says it switches to, in lower case."""
 
     def has_no_body(self, method: bytes) -> bool:
         """Whether it ends with its head (RFC 9112 section 6.3)."""
@@ -154,9 +166,9 @@ class Response:
         """What reads the body of the answer to this method."""
         if self.has_no_body(method):
             return Sized(0)
-        if self.is_chunked:
+        if self.frame.is_chunked:
             return Chunked()
-        return UntilEnd() if self.length is None else Sized(self.length)
+        return UntilEnd() if self.frame.length is None else Sized(self.frame.length)
 
 
 def head_length(data: bytes, seen: int = 0) -> int:
@@ -178,71 +190,72 @@ def head_length(data: bytes, seen: int = 0) -> int:
 def parse_request(head: bytes) -> Request:
     """A request's head, whole and alone."""
     line, *lines = head.removesuffix(HEAD_END).split(b"\r\n")
-    match = _REQUEST_LINE.fullmatch(line)
-    if match is None:
-        raise Malformed(_NO_HEAD)
-    method, target, minor = match.groups()
-    fields, framing, options, binds = _sort(lines)
-    host = framing.get(b"host", b"")
-    if len(host) > MAX_HOST:
+    method, target, is_http_1_0 = _known_request(line) if len(line) <= _LONGEST_REMEMBERED else _request(line)
+    fields, frame = _sort(head, lines, is_http_1_0=is_http_1_0)
+    if len(frame.host) > MAX_HOST:
         raise Malformed("a Host too long")
-    is_http_1_0 = minor == b"0"
-    length, is_chunked = _framing(framing, is_http_1_0=is_http_1_0)
-    expect = framing.get(b"expect")
-    if expect and expect.lower() != b"100-continue":
+    if frame.expect not in _EXPECTATIONS:
         raise Malformed("an Expect that is not 100-continue")
     return Request(
         method,
-        target if target[:1] == b"/" else _origin_form(method, target, host),
+        target if target[:1] == b"/" else _origin_form(method, target, frame.host),
         is_http_1_0,
-        _in_one_spelling(host),
+        _in_one_spelling(frame.host),
         fields,
-        options,
-        binds,
-        length,
-        is_chunked,
-        expects_continue=bool(expect) and not is_http_1_0 and (is_chunked or bool(length)),
-        upgrades=(
-            b"upgrade" in framing
-            and framing[b"upgrade"].lower() == b"websocket"
-            and b"upgrade" in options
-            and method == b"GET"
-            and not is_http_1_0
-            and length is None
-            and not is_chunked
-        ),
+        frame,
+        frame.length,
+        frame.is_chunked,
+        bool(frame.expect) and not is_http_1_0 and (frame.is_chunked or bool(frame.length)),
+        frame.upgrade == b"websocket" and _may_upgrade(method, frame, is_http_1_0=is_http_1_0),
     )
+
+
+def _may_upgrade(method: bytes, frame: Frame, *, is_http_1_0: bool) -> bool:
+    has_no_body = frame.length is None and not frame.is_chunked
+    return b"upgrade" in frame.options and method == b"GET" and not is_http_1_0 and has_no_body
 
 
 def parse_response(head: bytes) -> Response:
     """A response's head, whole and alone."""
     line, *lines = head.removesuffix(HEAD_END).split(b"\r\n")
+    status, written, is_http_1_0 = _known_status(line) if len(line) <= _LONGEST_REMEMBERED else _status(line)
+    fields, frame = _sort(head, lines, is_http_1_0=is_http_1_0)
+    keeps_alive = b"keep-alive" in frame.options if is_http_1_0 else b"close" not in frame.options
+    if status == 204 and (frame.length or frame.is_chunked):
+        keeps_alive = False  # it may send the body that it may not have
+    return Response(status, written, fields, frame, keeps_alive)
+
+
+def _request(line: bytes) -> tuple[bytes, bytes, bool]:
+    """Method, target, and whether it is HTTP/1.0's."""
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise Malformed(_NO_HEAD)
+    method, target, minor = match.groups()
+    return method, target, minor == b"0"
+
+
+def _status(line: bytes) -> tuple[int, bytes, bool]:
+    """The status, the line as it is written anew, and whether it was HTTP/1.0's."""
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise Malformed(_NO_HEAD)
     minor, status, phrase = match.groups()
-    fields, framing, options, binds = _sort(lines)
-    is_http_1_0 = minor == b"0"
-    length, is_chunked = _framing(framing, is_http_1_0=is_http_1_0)
-    code = int(status)
-    keeps_alive = b"keep-alive" in options if is_http_1_0 else b"close" not in options
-    if code == 204 and (length or is_chunked):
-        keeps_alive = False  # it may send the body that it may not have
-    upgrade = framing.get(b"upgrade", b"").lower()
-    return Response(code, phrase or b"", fields, options, binds, length, is_chunked, keeps_alive, upgrade)
+    return int(status), b"HTTP/1.1 %b %b\r\n" % (status, phrase or b""), minor == b"0"
 
 
-def passing(fields: list[Field], options: frozenset[bytes]) -> list[bytes]:
+def passing(fields: list[Field], frame: Frame) -> Iterable[bytes]:
     """The lines of the fields that pass on, written anew; what `Connection` names stays behind."""
-    if not options <= _WITHOUT_FIELDS:
-        fields = [field for field in fields if field.name.lower not in options or not may_be_named_away(field.name)]
-    return list(map(_LINE, fields))
+    if frame.names_fields:
+        named = frame.options
+        fields = [field for field in fields if field.name.lower not in named or not may_be_named_away(field.name)]
+    return map(_LINE, fields)
 
 
 def write_request(request: Request, host: bytes, added: bytes) -> bytes:
     """The head as the backend gets it: to this host, with these lines of ours."""
     lines = [request.method, b" ", request.target, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]
-    lines += passing(request.fields, request.options)
+    lines += passing(request.fields, request.frame)
     lines.append(added)
     if request.is_chunked:
         lines.append(_CHUNKED)
@@ -260,12 +273,12 @@ def write_request(request: Request, host: bytes, added: bytes) -> bytes:
 
 def write_response(response: Response, request: Request, *, is_chunked: bool, is_last: bool) -> bytes:
     """The head of a final response as the client of this request gets it."""
-    lines = [b"HTTP/1.1 %d %b\r\n" % (response.status, response.phrase)]
-    lines += passing(response.fields, response.options)
+    lines = [response.line]
+    lines += passing(response.fields, response.frame)
     if is_chunked:
         lines.append(_CHUNKED)
-    elif response.length is not None and response.status != 204:
-        lines.append(b"Content-Length: %d\r\n" % response.length)
+    elif response.frame.length is not None and response.status != 204:
+        lines.append(b"Content-Length: %d\r\n" % response.frame.length)
     if is_last:
         lines.append(_CLOSE)
     elif request.is_http_1_0:
@@ -276,8 +289,8 @@ def write_response(response: Response, request: Request, *, is_chunked: bool, is
 
 def write_interim(response: Response) -> bytes:
     """The head of a 1xx response as the client gets it."""
-    lines = [b"HTTP/1.1 %d %b\r\n" % (response.status, response.phrase)]
-    lines += passing(response.fields, response.options)
+    lines = [response.line]
+    lines += passing(response.fields, response.frame)
     if response.status == SWITCHING_PROTOCOLS:
         lines.append(_UPGRADE)
     lines.append(b"\r\n")
@@ -290,33 +303,16 @@ def host_name(host: bytes) -> str:
     return match[1].decode("ascii") if match else ""
 
 
-def _sort(lines: list[bytes]) -> tuple[list[Field], dict[bytes, bytes], frozenset[bytes], bool]:
-    """Of a head's lines behind the first: what passes; the values of what frames, once each; options; `binds`."""
+def _sort(head: bytes, lines: list[bytes], *, is_http_1_0: bool) -> tuple[list[Field], Frame]:
+    """What passes of a head's lines behind the first, and what the others say of it."""
     if len(lines) > MAX_FIELDS:
         raise TooLarge("too many fields")
     # Loops of the interpreter's own cost several times as much as these, and nothing else is done so often.
-    is_short = len(max(lines, key=len, default=b"")) <= _LONGEST_REMEMBERED
+    is_short = len(head) <= _SHORT_HEAD or len(max(lines, key=len, default=b"")) <= _LONGEST_REMEMBERED
     found = list(map(_known_field if is_short else _field, lines))
-    fields = list(filterfalse(_KIND, found))
-    framing: dict[bytes, bytes] = {}
-    options = _NO_OPTIONS
-    binds = False
-    for field in filter(_KIND, found):
-        kind = field.kind
-        if kind is _FRAMES:
-            name = field.name.canonical
-            if field.options:
-                options = options | field.options if options else field.options
-            elif name in framing:
-                raise Malformed("a field twice that may stand once")
-            else:
-                framing[name] = field.value
-        elif kind is _BINDS:
-            fields.append(field)
-            binds = binds or field.value[:9].lower().startswith(_OF_CONNECTIONS)
-        elif kind is _DISGUISED:
-            raise Malformed("a field that frames, in disguise")
-    return fields, framing, options, binds
+    return list(filter(_PASSES, found)), (_known_frame if is_short else _frame)(
+        tuple(filter(_FRAMES, found)), is_http_1_0
+    )
 
 
 def _field(line: bytes) -> Field:
@@ -326,17 +322,58 @@ def _field(line: bytes) -> Field:
         raise Malformed(_NO_HEAD)
     spelt, text = match.groups()
     name, value = learn(spelt), text.strip(b" \t")
-    options = _options(value) if name.canonical == b"connection" and name.kind is Kind.FRAMES else _NO_OPTIONS
-    return Field(name.kind, name, value, b"%b: %b\r\n" % (spelt, value), options)
+    kind = name.kind
+    if kind is Kind.DISGUISED:
+        raise Malformed("a field that frames, in disguise")
+    return Field(
+        name,
+        value,
+        b"%b: %b\r\n" % (spelt, value),
+        passes=kind in (Kind.PASSES, Kind.BINDS),
+        frames=kind is Kind.FRAMES or (kind is Kind.BINDS and value[:9].lower().startswith(_OF_CONNECTIONS)),
+        options=_options(value) if kind is Kind.FRAMES and name.canonical == b"connection" else frozenset(),
+    )
 
 
+def _frame(fields: tuple[Field, ...], is_http_1_0: bool) -> Frame:
+    said: dict[bytes, bytes] = {}
+    options: frozenset[bytes] = frozenset()
+    binds = False
+    for field in fields:
+        if field.passes:
+            binds = True
+        elif field.options:
+            options |= field.options
+        elif field.name.canonical in said:
+            raise Malformed("a field twice that may stand once")
+        else:
+            said[field.name.canonical] = field.value
+    length, is_chunked = _length(said, is_http_1_0=is_http_1_0)
+    return Frame(
+        host=said.get(b"host", b""),
+        options=options,
+        binds=binds,
+        length=length,
+        is_chunked=is_chunked,
+        expect=said.get(b"expect", b"").lower(),
+        upgrade=said.get(b"upgrade", b"").lower(),
+        names_fields=not options <= _WITHOUT_FIELDS,
+    )
+
+
+_known_request = functools.lru_cache(maxsize=_MOST_REMEMBERED)(_request)
+_known_status = functools.lru_cache(maxsize=_MOST_REMEMBERED)(_status)
 _known_field = functools.lru_cache(maxsize=_MOST_REMEMBERED)(_field)
-"""Most lines are the same in every request of a client, and in every response of a backend."""
+_known_frame = functools.lru_cache(maxsize=_MOST_REMEMBERED)(_frame)
+"""Most lines are the same in every request of a client and every response of a backend, above all those that frame."""
 
 
 def _options(value: bytes) -> frozenset[bytes]:
     options: list[bytes] = []
-    for part in value.split(b","):
+    parts = value.split(b",")
+    if len(parts) > MAX_OPTIONS:
+        raise Malformed("a Connection that names too many")
+    for part in parts:
         match = _OPTION.fullmatch(part)
         if match is None:
             raise Malformed("a Connection that is no list of names")
@@ -344,9 +381,9 @@ def _options(value: bytes) -> frozenset[bytes]:
     return frozenset(options)
 
 
-def _framing(framing: dict[bytes, bytes], *, is_http_1_0: bool) -> tuple[int | None, bool]:
+def _length(said: dict[bytes, bytes], *, is_http_1_0: bool) -> tuple[int | None, bool]:
     """Content-Length, and whether the body is chunked: one of them at most."""
-    length, coding = framing.get(b"content-length"), framing.get(b"transfer-encoding")
+    length, coding = said.get(b"content-length"), said.get(b"transfer-encoding")
     if coding is not None:
         if length is not None or is_http_1_0 or coding != b"chunked":
             raise Malformed("a Transfer-Encoding that is not chunked, alone")
@@ -384,19 +421,17 @@ def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
 # Bodies
 
 
-class Decoded(NamedTuple):
-    """What some bytes of a message's body hold."""
-
-    pieces: list[memoryview]
-    """Views of what was fed, or of copies."""
-    used: int
-    """Bytes of what was fed that belong to the message; more only once it has ended."""
+Decoded = tuple[list[memoryview], int]
+"""What some bytes of a message's body hold: views of them, or of copies; and how many of them belong to the message:
+all, until it has ended."""
 
 
 class Sized:
     """A body of a known length."""
 
     ends_with_connection = False
+
+    __slots__ = ("_left", "ended")
 
     def __init__(self, length: int) -> None:
         """Expect so many bytes."""
@@ -408,7 +443,7 @@ class Sized:
         piece = memoryview(data)[: self._left]
         self._left -= len(piece)
         self.ended = not self._left
-        return Decoded([piece] if piece else [], len(piece))
+        return [piece] if piece else [], len(piece)
 
 
 class UntilEnd:
@@ -419,7 +454,7 @@ class UntilEnd:
 
     def feed(self, data: memoryview | bytes) -> Decoded:
         """Take the next bytes."""
-        return Decoded([memoryview(data)], len(data))
+        return [memoryview(data)], len(data)
 
 
 class Chunked:
@@ -458,7 +493,7 @@ class Chunked:
                 at = end
                 break
             at += step
-        return Decoded(pieces, at - held)
+        return pieces, at - held
 
     def _begin_chunk(self, view: memoryview, at: int) -> int:
         """Bytes of the line with the next size, and the CRLF before it; 0 if it is cut."""

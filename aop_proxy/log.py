@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 from aop_proxy import model
 
@@ -46,19 +46,19 @@ class Log:
 
     def event(self, level: str, event: str, **fields: Value) -> None:
         """Write one line."""
-        self.events(level, event, (fields,))
+        self.events(level, event, tuple(fields), (tuple(fields.values()),))
 
-    def events(self, level: str, event: str, each: Iterable[Mapping[str, Value]]) -> None:
-        """Write a line for each, as many as are atomic in one write: it is what wakes whoever reads them."""
+    def events(self, level: str, event: str, names: tuple[str, ...], rows: Iterable[Sequence[Value]]) -> None:
+        """Write a line for each row, as many as are atomic in one write: it is what wakes whoever reads them."""
         if not self.shows(level):
             return
         now = self._timestamp()
         lines: list[bytes] = []
         length = 0
-        for fields in each:
-            line = self._compose(now, level, event, fields, MAX_FIELD)
+        for values in rows:
+            line = self._compose(now, level, event, names, values, MAX_FIELD)
             if len(line) > MAX_LINE:
-                line = self._compose(now, level, event, fields, _SHORT_FIELD)
+                line = self._compose(now, level, event, names, values, _SHORT_FIELD)
             length += len(line)
             if length > MAX_LINE:
                 self._write(lines)
@@ -142,8 +142,8 @@ def _json_template(level: str, event: str, names: tuple[str, ...]) -> str:
     return '{"time":"%s",' + ",".join(words) + "}\n"
 
 
-def _json_line(now: str, level: str, event: str, fields: Mapping[str, Value], limit: int) -> bytes:
-    values = [
+def _json_line(now: str, level: str, event: str, names: tuple[str, ...], values: Sequence[Value], limit: int) -> bytes:
+    words = [
         _json_string(value, limit)
         if isinstance(value, str)
         else "null"
@@ -151,18 +151,18 @@ def _json_line(now: str, level: str, event: str, fields: Mapping[str, Value], li
         else _json_list(value, limit)
         if isinstance(value, list)
         else value
-        for value in fields.values()
+        for value in values
     ]
-    return (_json_template(level, event, tuple(fields)) % (now, *values)).encode("ascii")
+    return (_json_template(level, event, names) % (now, *words)).encode("ascii")
 
 
 def _json_list(items: list[str], limit: int) -> str:
     return f"[{','.join([_quote(escape(item, limit)) for item in items[:_MAX_ITEMS]])}]"
 
 
-def _text_line(now: str, level: str, event: str, fields: Mapping[str, Value], limit: int) -> bytes:
+def _text_line(now: str, level: str, event: str, names: tuple[str, ...], values: Sequence[Value], limit: int) -> bytes:
     words = [f"{now} {level:<7} {event}"]
-    for name, value in fields.items():
+    for name, value in zip(names, values, strict=True):
         if value is None:
             continue
         items = value if isinstance(value, list) else [str(value)]

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import select
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 Callback = Callable[[], None]
 _READABLE, _WRITABLE = getattr(select, "EPOLLIN", 1), getattr(select, "EPOLLOUT", 4)
@@ -21,6 +21,8 @@ class Poller(Protocol):
     """What connections need of an event loop."""
 
     loop: asyncio.AbstractEventLoop
+    forgets: ClassVar[bool]
+    """A callback may be forgotten before anybody asks for it: uvloop stops watching a socket at its first error."""
 
     @property
     def now(self) -> float:
@@ -57,6 +59,8 @@ def make_poller(loop: asyncio.AbstractEventLoop) -> Poller:
 
 class EpollPoller:
     """Linux: level-triggered epoll; closing a socket takes it out (epoll(7)), so forgetting one costs no call."""
+
+    forgets: ClassVar[bool] = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Attach to a loop."""
@@ -167,6 +171,8 @@ class EpollPoller:
 
 class LoopPoller:
     """Anywhere: the event loop's own calls."""
+
+    forgets: ClassVar[bool] = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Use a loop's calls."""

@@ -24,8 +24,8 @@ class Records:
     """A session of OpenSSL's, with the BIOs through which its records go in and out."""
 
     __slots__ = (
-        "_cut_header", "_feed", "_incoming", "_missing", "_object", "_outgoing", "_read", "_write", "has_answer",
-        "peer_ended",
+        "_cut_header", "_drain", "_feed", "_incoming", "_missing", "_object", "_outgoing", "_read", "_write",
+        "has_answer", "peer_ended",
     )  # fmt: skip
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
@@ -34,6 +34,7 @@ class Records:
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         self._feed = self._incoming.write
+        self._drain = self._outgoing.read
         # What SSLObject's own methods call: looking these up and going through those would be paid for every chunk.
         raw = self._object._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
         self._read: Callable[[int, memoryview], int] = raw.read
@@ -112,7 +113,7 @@ class Records:
     def encrypt(self, plaintext: memoryview | bytes) -> bytes:
         """Encrypt at most `MAX_RECORD_PLAINTEXT` bytes: one record, to be sent behind any output taken before."""
         self._write(plaintext)
-        return self._outgoing.read()
+        return self._drain()
 
     def close_notify(self) -> None:
         """Say that we send no more (RFC 8446 section 6.1), as output; the peer's direction stays open."""
@@ -121,4 +122,4 @@ class Records:
 
     def drop(self) -> None:
         """Let go of a session that is dead, so that no later flush can find anything of it."""
-        del self._object, self._incoming, self._outgoing, self._feed, self._read, self._write
+        del self._object, self._incoming, self._outgoing, self._feed, self._drain, self._read, self._write

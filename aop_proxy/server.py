@@ -147,13 +147,15 @@ class Server:
     def _write_requests(self) -> None:
         """Log what has ended in one turn: line by line in between would cost twice as much, and wake a reader each."""
         records, self._ended_requests = self._ended_requests, []
-        self._records.write_requests(records)
+        if records:
+            self._records.write_requests(records)
 
     def forget(self, connection: Connection) -> None:
         """`connection` has ended: its record is complete."""
         self._strangers[connection.stage].pop(connection, None)
         self._admitted.discard(connection)
         self.counters.end(connection.record)
+        self._write_requests()  # whose lines come first
         self._records.write(connection.record)
         if not self._count():
             self._empty.set()

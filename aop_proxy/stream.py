@@ -50,9 +50,16 @@ class End:
     def listen(self) -> None:
         """Wake the coroutine when there is something to receive."""
         self._is_awaited = True
-        if not self._is_watched:
+        if not self._is_watched or self._poller.forgets:
             self._is_watched = True
             self._poller.on_readable(self._descriptor, self._heard)
+
+    def take(self) -> memoryview | None:
+        """As `receive`; where nothing has come, the coroutine will be woken."""
+        if self.has_news and (data := self.receive()) is not None:
+            return data
+        self.listen()
+        return None
 
     def leave(self) -> None:
         """Wake nobody any more, and send no more."""
@@ -94,6 +101,8 @@ class End:
         """Send at once what was given in this turn."""
         if self._held:
             self._send(self._held)
+            if self.broken:
+                self.wake()  # whoever gave it has gone on to wait, maybe for the other end alone
 
     def _send(self, data: memoryview | bytes) -> None:
         self._held = b""
@@ -169,6 +178,12 @@ class TlsEnd(End):
         self._encrypt = session.encrypt
         self._unasked = 0
         self._wordless = 0
+
+    def take(self) -> memoryview | None:
+        """As `End` has it. Raises ConnectionResetError for a client that takes no more: nobody may tell of it again."""
+        if self.broken:
+            raise ConnectionResetError
+        return super().take()
 
     def receive(self) -> memoryview | None:
         """As `End` has it; the end is the client's close_notify or its FIN."""

@@ -121,21 +121,27 @@ class RequestRecord:
         if not self.status:
             self.status, self.answered = status, now
 
-    def fields(self, worker: int) -> dict[str, Value]:
-        """The record as a line's fields."""
-        return {
-            "method": self.method.decode("ascii") or None,
-            "path": self.path[:_LONGEST_PATH].decode("ascii") or None,
-            "status": self.status or None,
-            "fault": self.fault,
-            "site": self.connection.site,
-            "bytes_from_client": self.bytes_from_client,
-            "bytes_from_upstream": self.bytes_from_upstream,
-            "answered_ms": None if self.answered is None else round((self.answered - self.started) * 1000, 1),
-            "duration_ms": round((self.ended - self.started) * 1000, 1),
-            "reference": self.connection.reference,
-            "worker": worker,
-        }
+    def values(self, worker: int) -> tuple[Value, ...]:
+        """The record as a line's `REQUEST_FIELDS`."""
+        return (
+            self.method.decode("ascii") or None,
+            self.path[:_LONGEST_PATH].decode("ascii") or None,
+            self.status or None,
+            self.fault,
+            self.connection.site,
+            self.bytes_from_client,
+            self.bytes_from_upstream,
+            None if self.answered is None else round((self.answered - self.started) * 1000, 1),
+            round((self.ended - self.started) * 1000, 1),
+            self.connection.reference,
+            worker,
+        )
+
+
+REQUEST_FIELDS = (
+    "method", "path", "status", "fault", "site", "bytes_from_client", "bytes_from_upstream", "answered_ms",
+    "duration_ms", "reference", "worker",
+)  # fmt: skip
 
 
 class ConnectionLog:
@@ -164,7 +170,8 @@ class ConnectionLog:
     def write_requests(self, records: list[RequestRecord]) -> None:
         """Write the one line of each request that has ended."""
         if self._log.shows("info"):
-            self._log.events("info", "request", [record.fields(self._worker) for record in records])
+            rows = [record.values(self._worker) for record in records]
+            self._log.events("info", "request", REQUEST_FIELDS, rows)
 
     def write_suppressed(self) -> None:
         """Say how many lines of each reason were held back since the last time; call every `SUPPRESSED_EVERY`."""

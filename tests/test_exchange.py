@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from actors import (
 )
 from aop_proxy import exchange, http1
 from aop_proxy.model import Clients, Http, Mode
+from aop_proxy.reasons import Reason
 from certificates import CredentialFiles
 from in_process import LOOPS, InProcessServer, LoopThread, make_bundle
 
@@ -97,6 +99,10 @@ def script(*steps: bytes | Callable[[BackendConnection], None]) -> Callable[[Bac
                 step(connection)
 
     return behave
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(PATIENCE)
 
 
 # Connections
@@ -746,6 +752,82 @@ def test_a_client_that_leaves(serve: Serve, backend: RecordingBackend, good: ssl
     assert server.record()["reason"] == "client_reset"
 
 
+def test_a_client_that_breaks_the_session_is_told(serve: Serve, good: ssl.SSLContext) -> None:
+    """By OpenSSL's alert, though nothing more is sent to it."""
+    with connected(serve(), good) as client:
+        client.send(GET)
+        assert client.receive_exactly(len(HELLO)) == HELLO
+        client.sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        assert client.receive_all().ending == "alert:bad_record_mac"
+
+
+def test_an_answer_is_not_lost_with_what_comes_behind_it(
+    loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+) -> None:
+    """The client ends in the middle of its next request, in the turn in which the answer to the one before has come."""
+    answer_now = threading.Event()
+    backend.behaviour = script(lambda _: assert_set(answer_now), HELLO, never_answer)
+    server = serve()
+    with connected(server, good) as client:
+        client.send(GET + b"GET /next")
+        backend.wait_for_connection().wait_until(lambda: b"\r\n\r\n" in backend.received)
+
+        def both_in_one_turn() -> None:
+            answer_now.set()
+            time.sleep(0.1)
+            client.half_close()
+            time.sleep(0.05)
+
+        loop.call(both_in_one_turn)
+        assert client.receive_all().data == HELLO
+    assert server.record()["reason"] == "client_reset"
+
+
+def test_a_client_that_cannot_be_told_is_left(serve: Serve, backend: RecordingBackend, good: ssl.SSLContext) -> None:
+    """Also where it is too far ahead to be read, and the backend says no more."""
+    go_on = threading.Event()
+    begun = CHUNKED + b"5\r\nhello\r\n"
+    backend.behaviour = script(begun, lambda _: assert_set(go_on), b"5\r\nworld\r\n", never_answer)
+    server = serve()
+    with connected(server, good) as client:
+        client.send(GET)
+        assert client.receive_exactly(len(begun)) == begun
+        client.send(GET * (2 * exchange.MAX_AHEAD // len(GET)))
+        time.sleep(0.2)
+        client.reset()
+        time.sleep(0.2)
+        assert server.events("connection") == []
+        go_on.set()
+        assert server.record()["reason"] == "client_reset"
+
+
+def test_a_client_that_cannot_be_told_is_not_waited_for(
+    loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+) -> None:
+    """A send may take the socket's error, and a poller of the loop's own tells of no other."""
+
+    class Broken:
+        def __init__(self, whole: socket.socket) -> None:
+            self.recv_into = whole.recv_into
+
+        def send(self, data: bytes) -> int:
+            raise BrokenPipeError
+
+    server = serve()
+    with connected(server, good) as client:
+        client.send(GET)
+        assert client.receive_exactly(len(HELLO)) == HELLO
+
+        def break_it() -> None:
+            (connection,) = server.server._admitted
+            end = connection._exchange._client  # type: ignore[union-attr]
+            end.stream = Broken(end.stream)  # type: ignore[arg-type]
+
+        loop.call(break_it)
+        client.send(GET)
+        assert server.record()["reason"] == "client_reset"
+
+
 def test_a_client_that_leaves_between_requests(serve: Serve, good: ssl.SSLContext) -> None:
     """Has ended its connection in good order."""
     server = serve()
@@ -805,6 +887,27 @@ def test_draining(serve: Serve, backend: RecordingBackend, good: ssl.SSLContext)
         assert cut == [0]
     for reason in ("drained", "closed"):
         assert server.wait_for("connection", reason=reason)
+
+
+@pytest.mark.parametrize("then", [POST + b"\r\n", None])
+def test_who_was_ended_is_not_heard_any_more(
+    loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext, then: bytes | None
+) -> None:
+    """Not even in the turn in which it was ended: after our close_notify no request reaches the backend."""
+    server = serve()
+    with connected(server, good) as client:
+        client.send(GET)
+        assert client.receive_exactly(len(HELLO)) == HELLO
+
+        def end() -> None:
+            (connection,) = server.server._admitted
+            connection.end(Reason.DRAINED)
+            client.send(then) if then else client.half_close()
+
+        loop.call(end)
+        assert client.receive_all().ending == "close_notify"
+    assert server.record()["reason"] == "drained"
+    assert b"POST" not in backend.received
 
 
 # The health path
@@ -890,16 +993,42 @@ def test_the_line_of_a_request(serve: Serve, good: ssl.SSLContext) -> None:
     assert line["reference"] == record["reference"]
 
 
-def test_a_slow_reader_gets_the_last_answer_whole(
-    serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+def test_the_line_of_a_request_comes_first(
+    loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
 ) -> None:
-    """What is sent after the turn may find no room, and the connection is not closed before it has gone."""
-    backend.behaviour = reply(b"HTTP/1.1 200 OK\r\nContent-Length: 12000\r\n\r\n" + bytes(12000))
+    """Before its connection's, also where both are cut."""
+    backend.behaviour = never_answer
     server = serve()
     with connected(server, good) as client:
-        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        client.send(GET * 300 + GET_AND_CLOSE)
-        server.wait_for("request", status=200, count=50)
+        client.send(GET)
+        backend.wait_for_connection().wait_until(lambda: b"\r\n\r\n" in backend.received)
+
+        def cut() -> None:
+            (connection,) = server.server._admitted
+            connection.end(Reason.DRAIN_TIMEOUT)
+
+        loop.call(cut)
+        server.record()
+        server.wait_for("request")
+    assert [event["event"] for event in server.log.events] == ["request", "connection"]
+
+
+def test_a_slow_reader_gets_the_last_answer_whole(
+    loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+) -> None:
+    """What is sent after the turn may find no room, and the connection is not closed before it has gone."""
+    backend.behaviour = reply(b"HTTP/1.1 200 OK\r\nContent-Length: 15000\r\n\r\n" + bytes(15000))
+    server = serve()
+    with connected(server, good) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def narrow() -> None:
+            (connection,) = server.server._admitted
+            connection._client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        loop.call(narrow)
+        client.send(GET + GET_AND_CLOSE)
+        time.sleep(0.2)
         answer = client.receive_all()
-    assert (answer.data.count(b"HTTP/1.1 200 OK\r\n"), answer.ending) == (301, "close_notify")
-    assert answer.data.endswith(b"Connection: close\r\n\r\n" + bytes(12000))
+    assert (answer.data.count(b"HTTP/1.1 200 OK\r\n"), answer.ending) == (2, "close_notify")
+    assert answer.data.endswith(b"Connection: close\r\n\r\n" + bytes(15000))

@@ -84,6 +84,7 @@ REFUSED = {
     "another expectation": field(b"Expect: 200-ok"),
     "a Connection that is no list": field(b"Connection: close, x y"),
     "an empty Connection option": field(b"Connection: close,,"),
+    "a Connection that names too many": field(b"Connection: " + b",".join([b"x"] * 17)),
     "no Host": b"GET / HTTP/1.1\r\n\r\n",
     "no Host in 1.0": b"GET / HTTP/1.0\r\n\r\n",
     "an empty Host": b"GET / HTTP/1.1\r\nHost:\r\n\r\n",
@@ -183,7 +184,7 @@ def test_what_is_read_of_a_request() -> None:
     assert (request.method, request.target, request.path) == (b"POST", b"/a?b=c", b"/a")
     assert (request.host, http1.host_name(request.host)) == (b"a.example:8443", "a.example")
     assert [field.line for field in request.fields] == [b"X-A: one\r\n", b"X-A: two\r\n"]
-    assert request.options == {b"close", b"x-hop"}
+    assert request.frame.options == {b"close", b"x-hop"}
     assert (request.length, request.is_chunked, request.has_body, request.is_last) == (12, False, True, True)
     assert request.expects_continue
     assert not request.upgrades
@@ -234,6 +235,37 @@ def test_upgrades(lines: tuple[bytes, ...], upgrades: bool) -> None:
     written = http1.write_request(request, request.host, b"")
     assert (b"pgrade" in written) is upgrades
     assert b"HTTP2-Settings" not in written
+
+
+@pytest.mark.parametrize("length", [255, 256, 257, 900, 1100, 5000])
+def test_lines_of_any_length(length: int) -> None:
+    """What is remembered of heads is no matter of what they say; not even of one with a first line alone."""
+    line = b"X: " + b"y" * length
+    for _ in range(2):
+        request = read(field(line))
+        assert [field.line for field in request.fields] == [line + b"\r\n"]
+        with pytest.raises(Malformed):
+            read(b"GET /" + b"y" * length + b" HTTP/1.1\r\n\r\n")
+        response = http1.parse_response(b"HTTP/1.1 200 " + b"y" * length + b"\r\n\r\n")
+        written = http1.write_response(response, request, is_chunked=False, is_last=False)
+        assert written == b"HTTP/1.1 200 " + b"y" * length + b"\r\n\r\n"
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Lines by their number and their length, so that no client fills memory with them."""
+    for number in range(3000):
+        read(field(b"X: %d" % number))
+        read(field(b"Content-Length: %d" % number))
+        http1.parse_response(b"HTTP/1.1 200 %d\r\n\r\n" % number)
+    caches = (http1._known_request, http1._known_status, http1._known_field, http1._known_frame)
+    for remembered in (*caches, http1._in_one_spelling):
+        assert remembered.cache_info().currsize <= 2048
+        remembered.cache_clear()
+    long = b"X: " + b"y" * 1100
+    read(b"GET /" + b"y" * 1100 + b" HTTP/1.1\r\nHost: a\r\n" + long + b"\r\n\r\n")
+    http1.parse_response(b"HTTP/1.1 200 " + long + b"\r\n" + long + b"\r\n\r\n")
+    for remembered in caches:
+        assert remembered.cache_info().currsize == 0
 
 
 def test_http_1_0() -> None:
@@ -358,7 +390,7 @@ def test_an_interim_response_is_written_anew() -> None:
     assert http1.write_interim(hints) == b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     switch = http1.parse_response(b"HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\nA: b\r\n\r\n")
     expected = b"HTTP/1.1 101 S\r\nA: b\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    assert (http1.write_interim(switch), switch.upgrade) == (expected, b"websocket")
+    assert (http1.write_interim(switch), switch.frame.upgrade) == (expected, b"websocket")
 
 
 # Bodies
