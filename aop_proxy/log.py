@@ -19,6 +19,7 @@ MAX_LINE = 4096
 """PIPE_BUF on Linux: a write of at most this many bytes to a pipe is atomic (pipe(7))."""
 _SHORT_FIELD = 64
 _MAX_ITEMS = 32
+_NUMBERS = frozenset((int, float))
 _LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 Value = str | int | float | None | list[str]
@@ -144,13 +145,13 @@ def _json_template(level: str, event: str, names: tuple[str, ...]) -> str:
 
 def _json_line(now: str, level: str, event: str, names: tuple[str, ...], values: Sequence[Value], limit: int) -> bytes:
     words = [
-        _json_string(value, limit)
-        if isinstance(value, str)
+        value
+        if type(value) in _NUMBERS
         else "null"
         if value is None
-        else _json_list(value, limit)
-        if isinstance(value, list)
-        else value
+        else _json_string(value, limit)
+        if isinstance(value, str)
+        else _json_list(value, limit)  # type: ignore[arg-type]
         for value in values
     ]
     return (_json_template(level, event, names) % (now, *words)).encode("ascii")
