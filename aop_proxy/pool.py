@@ -31,7 +31,7 @@ class Pool:
         while kept := self._kept.get(key):
             end, _ = kept.popitem()
             self._count -= 1
-            if _is_silent(end):
+            if end.is_silent():
                 end.wake = wake
                 return end
             end.close()
@@ -41,7 +41,7 @@ class Pool:
         """Whether there is one for `key` that is still clean. It grows no younger by being looked at."""
         while kept := self._kept.get(key):
             end = next(reversed(kept))
-            if _is_silent(end):
+            if end.is_silent():
                 return True
             self._drop(key, end)
         return False
@@ -76,7 +76,7 @@ class Pool:
 
     def _hear(self, key: str, end: BackendEnd) -> None:
         """Close one on which something came that nobody asked for: the backend's end of it, most likely."""
-        if _is_silent(end):
+        if end.is_silent():
             end.listen()
         else:
             self._drop(key, end)
@@ -85,11 +85,3 @@ class Pool:
         del self._kept[key][end]
         self._count -= 1
         end.close()
-
-
-def _is_silent(end: BackendEnd) -> bool:
-    """Whether nothing has come, not even an end; TLS records without data (session tickets) are nothing."""
-    try:
-        return end.receive() is None
-    except OSError:
-        return False

@@ -6,6 +6,7 @@ quarter of the CPU under load. What a peer does not take is kept, and the corout
 streams, a TLS session. Out: plaintext. Must not know HTTP.
 """
 
+import select
 import socket
 import ssl
 from collections.abc import Callable
@@ -145,12 +146,23 @@ class End:
 class BackendEnd(End):
     """A backend that was dialled. Whoever has it has its `wake`, and closes it."""
 
-    __slots__ = ("dialled",)
+    __slots__ = ("_asked", "dialled")
 
     def __init__(self, poller: Poller, buffers: Buffers, dialled: Dialled, wake: Callable[[], None]) -> None:
         """As `End`."""
         super().__init__(poller, buffers, dialled.stream, wake)
         self.dialled = dialled
+        self._asked: select.poll | None = None
+
+    def is_silent(self) -> bool:
+        """Whether nothing has come, not even an end; TLS records without data (session tickets) are nothing."""
+        if self._asked is None:
+            self._asked = select.poll()
+            self._asked.register(self._descriptor, select.POLLIN)
+        try:
+            return not self._asked.poll(0) or self.receive() is None  # the first costs a third of an error
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the stream, whatever was still to be sent."""
