@@ -496,6 +496,22 @@ def test_every_figure_is_measured() -> None:
         assert [cell.strip("()") for cell in shown] == [f"{median:.{digits}f}" for median in medians]
 
 
+def test_what_http_mode_costs_is_measured() -> None:
+    """The table of its own document, too."""
+    works = json.loads((ROOT / "benchmarks/results/measured.json").read_text())["works"]
+    document = (ROOT / "docs/http-mode.md").read_text()
+    rows = {
+        "NGINX behind": ("b", "cpu_us", ("us-http", "nginx", "us")),
+        "gunicorn behind (`gthread`)": ("k", "gunicorn_cpu_us", ("us-http", "nginx")),
+        "uvicorn behind": ("k", "uvicorn_cpu_us", ("us-http", "nginx")),
+        "a backend that closes after each response": ("j", "cpu_us", ("us-http", "nginx", "us")),
+    }
+    for row, (letter, figure, names) in rows.items():
+        medians = [works[letter]["contenders"][name]["median"][figure] for name in names]
+        shown = [f"{median:.0f}" for median in medians] + [""] * (3 - len(names))
+        assert f"| {row} | {' | '.join(shown)} |" in document
+
+
 # What is around it
 
 
