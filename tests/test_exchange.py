@@ -6,7 +6,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -766,7 +765,8 @@ def test_an_answer_is_not_lost_with_what_comes_behind_it(
 ) -> None:
     """The client ends in the middle of its next request, in the turn in which the answer to the one before has come."""
     answer_now = threading.Event()
-    backend.behaviour = script(lambda _: assert_set(answer_now), HELLO, never_answer)
+    answered = threading.Event()
+    backend.behaviour = script(lambda _: assert_set(answer_now), HELLO, lambda _: answered.set(), never_answer)
     server = serve()
     with connected(server, good) as client:
         client.send(GET + b"GET /next")
@@ -774,16 +774,17 @@ def test_an_answer_is_not_lost_with_what_comes_behind_it(
 
         def both_in_one_turn() -> None:
             answer_now.set()
-            time.sleep(0.1)
+            assert_set(answered)
             client.half_close()
-            time.sleep(0.05)
 
         loop.call(both_in_one_turn)
         assert client.receive_all().data == HELLO
     assert server.record()["reason"] == "client_reset"
 
 
-def test_a_client_that_cannot_be_told_is_left(serve: Serve, backend: RecordingBackend, good: ssl.SSLContext) -> None:
+def test_a_client_that_cannot_be_told_is_left(
+    loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
+) -> None:
     """Also where it is too far ahead to be read, and the backend says no more."""
     go_on = threading.Event()
     begun = CHUNKED + b"5\r\nhello\r\n"
@@ -793,10 +794,14 @@ def test_a_client_that_cannot_be_told_is_left(serve: Serve, backend: RecordingBa
         client.send(GET)
         assert client.receive_exactly(len(begun)) == begun
         client.send(GET * (2 * exchange.MAX_AHEAD // len(GET)))
-        time.sleep(0.2)
+
+        async def too_far_ahead() -> None:
+            (connection,) = server.server._admitted
+            while len(connection._exchange._inbox) < exchange.MAX_AHEAD:  # type: ignore[union-attr]
+                await asyncio.sleep(0.001)
+
+        loop.run(too_far_ahead())
         client.reset()
-        time.sleep(0.2)
-        assert server.events("connection") == []
         go_on.set()
         assert server.record()["reason"] == "client_reset"
 
@@ -1017,7 +1022,8 @@ def test_a_slow_reader_gets_the_last_answer_whole(
     loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
 ) -> None:
     """What is sent after the turn may find no room, and the connection is not closed before it has gone."""
-    backend.behaviour = reply(b"HTTP/1.1 200 OK\r\nContent-Length: 15000\r\n\r\n" + bytes(15000))
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: 15000\r\n\r\n" + bytes(15000)
+    backend.behaviour = reply(large)
     server = serve()
     with connected(server, good) as client:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -1026,9 +1032,10 @@ def test_a_slow_reader_gets_the_last_answer_whole(
             (connection,) = server.server._admitted
             connection._client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
+        client.send(GET)
+        assert client.receive_exactly(len(large)) == large
         loop.call(narrow)
         client.send(GET + GET_AND_CLOSE)
-        time.sleep(0.2)
         answer = client.receive_all()
     assert (answer.data.count(b"HTTP/1.1 200 OK\r\n"), answer.ending) == (2, "close_notify")
     assert answer.data.endswith(b"Connection: close\r\n\r\n" + bytes(15000))
