@@ -112,17 +112,20 @@ class Dialler:
         near = _near(upstream.host, upstream.port, upstream.path)
         if near is None or upstream.tls or upstream.transparent or not self._health.is_well(near.place):
             return None
-        end = socket.socket(near.family, _STREAM)
+        header = caller.header(upstream)
         try:
-            code = _begin(end, near.address)
-        except BaseException:
-            end.close()
-            raise
-        if code:
+            end = socket.socket(near.family, _STREAM)
+        except OSError:
+            return None
+        try:
+            failed = _begin(end, near.address) != 0
+        except OSError:
+            failed = True
+        if failed:
             end.close()
             return None
         self._note(upstream.url, time.monotonic() - began, None)
-        return Dialled(end, upstream, caller.header(upstream))
+        return Dialled(end, upstream, header)
 
     async def dial(self, backends: tuple[Backend, ...], deadline: float, caller: Caller) -> Dialled | Reason:
         """Reach the first address that answers within `deadline` seconds, its TLS handshake included.

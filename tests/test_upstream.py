@@ -448,6 +448,8 @@ def test_no_descriptor_is_left(dialler: Phone, backend: Upstream) -> None:
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.dup(reader))
+        assert dialler.at_once(backend) is None
+        assert dialler.told == []
         assert dialler(backend) is UNREACHABLE
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
