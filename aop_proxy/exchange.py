@@ -109,7 +109,7 @@ class Exchange:
         self._client = TlsEnd(server.poller, server.buffers, client, self._resume, session)
         self._upstream: BackendEnd | None = None
         self._patience = terms.site.http.response_timeout
-        self._body: Body = Sized(0)
+        self._body: Body = _NO_BODY
         """What reads the request's body."""
         self._spool: IO[bytes] | None = None
         """What the backend has not got yet of a body that was read whole."""

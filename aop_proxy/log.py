@@ -1,6 +1,6 @@
 """Events -> lines on one descriptor that never blocks: JSON, or text on a terminal. Standard library only.
 
-Every value is escaped and bounded, every line is one atomic write. Must not know what the events mean.
+Every value is escaped and bounded, every write is atomic, of whole lines. Must not know what the events mean.
 """
 
 import contextlib
@@ -60,11 +60,11 @@ class Log:
             line = self._compose(now, level, event, names, values, MAX_FIELD)
             if len(line) > MAX_LINE:
                 line = self._compose(now, level, event, names, values, _SHORT_FIELD)
-            length += len(line)
-            if length > MAX_LINE:
+            if lines and length + len(line) > MAX_LINE:
                 self._write(lines)
-                lines, length = [], len(line)
+                lines, length = [], 0
             lines.append(line)
+            length += len(line)
         self._write(lines)
 
     def _write(self, lines: list[bytes]) -> None:
@@ -151,7 +151,9 @@ def _json_line(now: str, level: str, event: str, names: tuple[str, ...], values:
         if value is None
         else _json_string(value, limit)
         if isinstance(value, str)
-        else _json_list(value, limit)  # type: ignore[arg-type]
+        else _json_list(value, limit)
+        if isinstance(value, list)
+        else value
         for value in values
     ]
     return (_json_template(level, event, names) % (now, *words)).encode("ascii")

@@ -2,8 +2,8 @@
 
 Names are resolved anew at every dial, so that a backend that moves is found. Addresses are tried one after the other
 and do not race (RFC 8305): backends would get connections for nothing, and a silent one costs its deadline but once,
-since it is skipped from then on. Where a backend speaks TLS a PROXY header goes first, in clear, and then the
-handshake, as HAProxy and NGINX do it. Must not know the client.
+since it is skipped from then on. What is well and on this machine is reached without waiting. Where a backend speaks
+TLS a PROXY header goes first, in clear, and then the handshake, as HAProxy and NGINX do it. Must not know the client.
 """
 
 import asyncio

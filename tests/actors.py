@@ -755,6 +755,24 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes] | None = None, tim
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def full(listening: socket.socket) -> Iterator[list[socket.socket]]:
+    """A listener whose queue is full, so that the kernel lets further clients wait; the clients in the queue."""
+    listening.listen(0)
+    with contextlib.ExitStack() as stack:
+        waiting = []
+        while True:
+            client = stack.enter_context(socket.socket(listening.family))
+            client.settimeout(0.08)  # which is meant to pass
+            try:
+                client.connect(listening.getsockname())
+            except (TimeoutError, BlockingIOError):
+                client.close()  # or it would take the next place
+                break
+            waiting.append(client)
+        yield waiting
+
+
 def free_port() -> int:
     """A port that nothing listens on, for programs that cannot choose one themselves."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

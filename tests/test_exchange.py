@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import ssl
@@ -24,11 +25,13 @@ from actors import (
     ask,
     client_context,
     free_port,
+    full,
     never_answer,
     reply,
     reply_and_close,
 )
 from aop_proxy import exchange, http1
+from aop_proxy.connection import Connection
 from aop_proxy.model import Clients, Http, Mode
 from aop_proxy.reasons import Reason
 from certificates import CredentialFiles
@@ -102,6 +105,12 @@ def script(*steps: bytes | Callable[[BackendConnection], None]) -> Callable[[Bac
 
 def assert_set(event: threading.Event) -> None:
     assert event.wait(PATIENCE)
+
+
+def only(server: InProcessServer) -> Connection:
+    """The one connection that has been let in."""
+    (connection,) = server.server._admitted
+    return connection
 
 
 # Connections
@@ -796,8 +805,7 @@ def test_a_client_that_cannot_be_told_is_left(
         client.send(GET * (2 * exchange.MAX_AHEAD // len(GET)))
 
         async def too_far_ahead() -> None:
-            (connection,) = server.server._admitted
-            while len(connection._exchange._inbox) < exchange.MAX_AHEAD:  # type: ignore[union-attr]
+            while len(only(server)._exchange._inbox) < exchange.MAX_AHEAD:  # type: ignore[union-attr]
                 await asyncio.sleep(0.001)
 
         loop.run(too_far_ahead())
@@ -824,8 +832,7 @@ def test_a_client_that_cannot_be_told_is_not_waited_for(
         assert client.receive_exactly(len(HELLO)) == HELLO
 
         def break_it() -> None:
-            (connection,) = server.server._admitted
-            end = connection._exchange._client  # type: ignore[union-attr]
+            end = only(server)._exchange._client  # type: ignore[union-attr]
             end.stream = Broken(end.stream)  # type: ignore[arg-type]
 
         loop.call(break_it)
@@ -905,8 +912,7 @@ def test_who_was_ended_is_not_heard_any_more(
         assert client.receive_exactly(len(HELLO)) == HELLO
 
         def end() -> None:
-            (connection,) = server.server._admitted
-            connection.end(Reason.DRAINED)
+            only(server).end(Reason.DRAINED)
             client.send(then) if then else client.half_close()
 
         loop.call(end)
@@ -998,6 +1004,29 @@ def test_the_line_of_a_request(serve: Serve, good: ssl.SSLContext) -> None:
     assert line["reference"] == record["reference"]
 
 
+def test_a_dial_that_nobody_waits_for_is_given_up(loop: LoopThread, serve: Serve, good: ssl.SSLContext) -> None:
+    """The client is cut while the backend's queue is full: nothing of the dial is left, and nothing is a bug."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        with full(listening):
+            server = serve(f"http://127.0.0.1:{listening.getsockname()[1]}")
+            before = set(os.listdir("/dev/fd"))
+            with connected(server, good) as client:
+                client.send(GET)
+
+                async def cut() -> None:
+                    while not any("Dialler.dial" in repr(task) for task in asyncio.all_tasks()):
+                        await asyncio.sleep(0.001)
+                    only(server).end(Reason.DRAIN_TIMEOUT)
+
+                loop.run(cut())
+                record = server.record()
+            assert record["reason"] == "drain_timeout"
+            loop.run(asyncio.sleep(0))  # what was cancelled has ended
+            assert set(os.listdir("/dev/fd")) <= before
+    assert server.events("internal_error") == []
+
+
 def test_the_line_of_a_request_comes_first(
     loop: LoopThread, serve: Serve, backend: RecordingBackend, good: ssl.SSLContext
 ) -> None:
@@ -1008,11 +1037,7 @@ def test_the_line_of_a_request_comes_first(
         client.send(GET)
         backend.wait_for_connection().wait_until(lambda: b"\r\n\r\n" in backend.received)
 
-        def cut() -> None:
-            (connection,) = server.server._admitted
-            connection.end(Reason.DRAIN_TIMEOUT)
-
-        loop.call(cut)
+        loop.call(lambda: only(server).end(Reason.DRAIN_TIMEOUT))
         server.record()
         server.wait_for("request")
     assert [event["event"] for event in server.log.events] == ["request", "connection"]
@@ -1029,8 +1054,7 @@ def test_a_slow_reader_gets_the_last_answer_whole(
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
         def narrow() -> None:
-            (connection,) = server.server._admitted
-            connection._client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            only(server)._client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
         client.send(GET)
         assert client.receive_exactly(len(large)) == large

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,6 +152,21 @@ def test_a_line_is_one_atomic_write(pipe: tuple[int, int], settings: model.Log, 
     line = logged(pipe, settings, fields)
     assert len(line) <= MAX_LINE
     assert PRINTABLE.fullmatch(line)
+
+
+@pytest.mark.parametrize("size", [1, 230, 5000])
+def test_many_lines_are_few_writes(size: int) -> None:
+    """All of them, in order and whole, in no more writes than it takes; each as long as is atomic at most."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        rows = [(number, "x" * size) for number in range(100)]
+        Log(JSON, ours.fileno()).events("info", "happened", ("number", "text"), rows)
+        ours.shutdown(socket.SHUT_WR)
+        writes = list(iter(lambda: theirs.recv(65536), b""))
+    lines = [json.loads(line) for line in b"".join(writes).splitlines()]
+    assert [line["number"] for line in lines] == list(range(100))
+    assert all(write.endswith(b"}\n") and len(write) <= MAX_LINE for write in writes)
+    assert all(len(write) + len(next_write) > MAX_LINE for write, next_write in pairwise(writes))
 
 
 # Levels and formats

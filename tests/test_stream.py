@@ -120,6 +120,16 @@ def test_a_peer_that_takes_no_more_is_noted(plain: tuple[Woken, socket.socket]) 
     assert woken.end.backlog == b""
 
 
+def test_what_a_poller_may_forget_is_asked_for_again(plain: tuple[Woken, socket.socket]) -> None:
+    """With the next listening, whatever was asked for before."""
+    woken, peer = plain
+    woken.loop.call(woken.end.listen)
+    if woken.poller.forgets:
+        woken.loop.call(woken.poller.stop_reading, woken.end._descriptor)
+    peer.sendall(b"hello")
+    assert woken.receive() == b"hello"
+
+
 def test_what_is_little_goes_out_together(plain: tuple[Woken, socket.socket]) -> None:
     """After the turn of the loop in which it was given, or before what is much; in order; or not at all."""
     woken, peer = plain

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import actors
-from actors import PATIENCE, free_port
+from actors import PATIENCE, free_port, full
 from aop_proxy import model
 from aop_proxy.endpoint import Stream
 from aop_proxy.log import Log
@@ -127,24 +127,6 @@ def backend(listener: socket.socket) -> Upstream:
 def refusing() -> Upstream:
     """A port that nobody listens on."""
     return tcp("127.0.0.1", free_port())
-
-
-@contextlib.contextmanager
-def full(listening: socket.socket) -> Iterator[list[socket.socket]]:
-    """A listener whose queue is full, so that the kernel lets further clients wait; the clients in the queue."""
-    listening.listen(0)
-    with contextlib.ExitStack() as stack:
-        waiting = []
-        while True:
-            client = stack.enter_context(socket.socket(listening.family))
-            client.settimeout(HURRY)
-            try:
-                client.connect(listening.getsockname())
-            except (TimeoutError, BlockingIOError):
-                client.close()  # or it would take the next place
-                break
-            waiting.append(client)
-        yield waiting
 
 
 @pytest.fixture
